@@ -1,0 +1,57 @@
+# Everything a developer or CI does, by the names that CONTRIBUTING.md uses. Needs make and Python 3.11 or newer.
+
+PYTHON ?= python3
+# Extra arguments for what `serve`, `test` and `wheel-test` run: make test ARGS="-k batching"
+ARGS ?=
+
+VENV := .venv
+WHEEL_VENV := .venv-wheel
+MODEL_REPOSITORY := model_repo
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup models serve test check proto wheel wheel-test clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.stamp ## Create .venv with Preheat (editable), torch and the development tools
+
+$(VENV)/.stamp: pyproject.toml constraints.txt tools/setup.py
+	@$(PYTHON) tools/setup.py $(VENV)
+	@touch $@
+
+models: setup ## Write the large files of the example models into model_repo
+	@$(VENV)/bin/python $(MODEL_REPOSITORY)/materialize.py
+
+serve: setup models ## Serve model_repo
+	$(VENV)/bin/preheat serve $(MODEL_REPOSITORY) $(ARGS)
+
+test: setup models ## Run the tests against the checkout
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: setup ## Run the linters and type checks
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/python protos/generate.py --check
+
+proto: setup ## Generate the protocol's Python code from protos
+	$(VENV)/bin/python protos/generate.py
+
+wheel: setup ## Build the wheel into dist
+	@rm -rf dist
+	$(VENV)/bin/python -m build --wheel --dependency-constraints-txt constraints.txt
+
+# Not `python -m pytest`, which would put the checkout on the path.
+wheel-test: wheel models ## Run the tests against the wheel, installed into .venv-wheel
+	@$(PYTHON) tools/setup.py $(WHEEL_VENV) --wheel dist/*.whl
+	@$(WHEEL_VENV)/bin/python -P -c "import preheat, preheat_backends; \
+		strays = [m.__file__ for m in (preheat, preheat_backends) if 'site-packages' not in m.__file__]; \
+		assert not strays, f'not imported from the wheel: {strays}'"
+	$(WHEEL_VENV)/bin/pytest $(ARGS)
+
+clean: ## Remove the environments, caches and wheels; the models' files stay
+	rm -rf $(VENV) $(WHEEL_VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

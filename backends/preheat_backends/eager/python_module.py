@@ -1,0 +1,154 @@
+"""``model.py``: a module built by its author's code, with weights from ``model.safetensors``.
+
+``model.py`` is one file that defines ``build_model() -> torch.nn.Module``. Its ``forward`` takes the inputs by their
+names and returns a tensor, a tuple or list of tensors in the order of the configured outputs, or a dictionary of
+tensors by output name. If ``model.safetensors`` lies beside it, it holds every parameter and persistent buffer, and
+takes their place: then ``build_model`` may build on the meta device and so allocate and initialise nothing.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from preheat.errors import ExecutionFailed, InvalidArtifact
+from preheat_backends.artifacts import Kind, Takes, sniff
+from preheat_backends.eager.program import Program, first_line, storages
+
+WEIGHTS = "model.safetensors"
+_NUMBERS = itertools.count()
+_TAKES_WEIGHTS = Takes("eager", (WEIGHTS,), frozenset({Kind.SAFETENSORS}), f"a safetensors file as {WEIGHTS}")
+
+
+class ModuleProgram(Program):
+    """A module in eval mode. What ``forward`` does to its inputs nobody knows, so it gets copies."""
+
+    def __init__(self, module: torch.nn.Module, outputs: tuple[str, ...], imported: str) -> None:
+        self._module = module
+        self._outputs = outputs
+        self._imported = imported
+        self.storages = storages(itertools.chain(module.parameters(), module.buffers()))
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Call ``forward``, and put names to what it returns."""
+        return name_outputs(self._module(**inputs), self._outputs)
+
+    def close(self) -> None:
+        """Forget the imported ``model.py``."""
+        sys.modules.pop(self._imported, None)
+
+
+def load_python_module(path: Path, *, outputs: tuple[str, ...], device: torch.device) -> ModuleProgram:
+    """Import ``path``, build its module and give it its weights, on ``device``. Raises InvalidArtifact."""
+    imported = f"preheat_model_{next(_NUMBERS)}"
+    try:
+        module = _build(_import(path, imported), path)
+        _load_weights(module, path)
+        return ModuleProgram(module.to(device).eval().requires_grad_(requires_grad=False), outputs, imported)
+    except BaseException:
+        sys.modules.pop(imported, None)
+        raise
+
+
+def name_outputs(result: object, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The tensors that ``forward`` returned, by output name. Raises ExecutionFailed if they are not these outputs."""
+    named = dict(zip(names, _in_order(result, names), strict=True))
+    for name, value in named.items():
+        if not isinstance(value, torch.Tensor):
+            raise ExecutionFailed(f"eager: forward returned {type(value).__name__} for output {name!r}, not a tensor")
+    return named
+
+
+def _in_order(result: object, names: tuple[str, ...]) -> Sequence[Any]:
+    if isinstance(result, torch.Tensor):
+        result = (result,)
+    if isinstance(result, Mapping):
+        missing = [name for name in names if name not in result]
+        if missing:
+            raise ExecutionFailed(f"eager: forward returned {_quote(result)}; output {missing[0]!r} is not among them")
+        return [result[name] for name in names]
+    if not isinstance(result, tuple | list):
+        raise ExecutionFailed(f"eager: forward returned {type(result).__name__}, not a tensor, tuple, list or dict")
+    if len(result) != len(names):
+        raise ExecutionFailed(f"eager: forward returned {len(result)} values; the outputs are {_quote(names)}")
+    return result
+
+
+class _SourceLoader(SourceFileLoader):
+    """Compiles at every load.
+
+    A ``__pycache__`` would be written into the model repository, and one left there of an edit within the same second
+    would be taken for the new source.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 - importlib's signature
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _import(path: Path, name: str) -> ModuleType:
+    """Import ``path`` as ``name``, which nothing else has, so that versions of a model live side by side.
+
+    It stays in sys.modules for as long as the model is loaded: dataclasses and pickle look their classes up there.
+    """
+    loader = _SourceLoader(name, str(path))
+    spec = ModuleSpec(name, loader, origin=str(path))
+    spec.has_location = True
+    imported = module_from_spec(spec)
+    sys.modules[name] = imported
+    try:
+        loader.exec_module(imported)
+    except Exception as exc:
+        raise InvalidArtifact(f"{path}: importing it raised {first_line(exc)}") from exc
+    return imported
+
+
+def _build(imported: ModuleType, path: Path) -> torch.nn.Module:
+    build = getattr(imported, "build_model", None)
+    if not callable(build):
+        raise InvalidArtifact(f"{path}: defines no build_model(); it must return the torch.nn.Module to serve")
+    try:
+        module = build()
+    except Exception as exc:
+        raise InvalidArtifact(f"{path}: build_model() raised {first_line(exc)}") from exc
+    if not isinstance(module, torch.nn.Module):
+        raise InvalidArtifact(f"{path}: build_model() returned {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _load_weights(module: torch.nn.Module, path: Path) -> None:
+    weights = path.with_name(WEIGHTS)
+    if weights.exists():
+        _assign(module, weights)
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        why = "has no values for" if weights.exists() else "is missing, and build_model() leaves on the meta device"
+        raise InvalidArtifact(f"{weights} {why} {_quote(empty)}")
+
+
+def _assign(module: torch.nn.Module, weights: Path) -> None:
+    """Put the weights in the file in place of the module's own.
+
+    They are copied off the file, which safetensors maps: rewriting it must not change a model that is being served.
+    """
+    kind = sniff(weights)
+    if kind not in _TAKES_WEIGHTS.kinds:
+        raise _TAKES_WEIGHTS.refuse(weights, kind)
+    try:
+        state = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+        module.load_state_dict(state, strict=True, assign=True)
+    except Exception as exc:
+        raise InvalidArtifact(f"{weights}: {' '.join(str(exc).split())}") from exc
+
+
+def _quote(names: Iterable[object], *, limit: int = 5) -> str:
+    quoted = [repr(name) for name in names]
+    more = f" and {len(quoted) - limit} more" if len(quoted) > limit else ""
+    return ", ".join(quoted[:limit]) + more

@@ -1,0 +1,68 @@
+"""Tensors between the server and torch: datatypes, and host arrays in and out without a copy where that is safe."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from preheat.tensors import Array, DataType
+
+DTYPES: dict[DataType, torch.dtype] = {
+    DataType.BOOL: torch.bool,
+    DataType.UINT8: torch.uint8,
+    DataType.UINT16: torch.uint16,
+    DataType.UINT32: torch.uint32,
+    DataType.UINT64: torch.uint64,
+    DataType.INT8: torch.int8,
+    DataType.INT16: torch.int16,
+    DataType.INT32: torch.int32,
+    DataType.INT64: torch.int64,
+    DataType.FP16: torch.float16,
+    DataType.FP32: torch.float32,
+    DataType.FP64: torch.float64,
+    DataType.BF16: torch.bfloat16,
+}
+"""BYTES has none: torch has no tensors of strings."""
+
+_DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
+_BF16 = DataType.BF16.numpy
+
+
+def datatype_of(dtype: torch.dtype) -> DataType | None:
+    """The protocol's name for ``dtype``, None for one that has none (complex, float8)."""
+    return _DATATYPES.get(dtype)
+
+
+def to_torch(array: Array, device: torch.device, *, borrow: bool) -> torch.Tensor:
+    """``array`` on ``device``.
+
+    With ``borrow`` a tensor on the host is ``array``'s own memory, read-only or not: whoever gets it must not write
+    to it, and must not keep it longer than ``array``. Without, it is a copy.
+    """
+    bits = array.view(np.int16) if array.dtype == _BF16 else array
+    host = torch.from_numpy(_writable(bits) if borrow or device.type != "cpu" else bits.copy())
+    if array.dtype == _BF16:
+        host = host.view(torch.bfloat16)
+    return host.to(device)
+
+
+def to_numpy(tensor: torch.Tensor, *, copy: bool) -> Array:
+    """``tensor`` as a C-contiguous host array, sharing memory with a host tensor unless ``copy``.
+
+    Waits for the device. Raises TypeError for a dtype that numpy has not.
+    """
+    host = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if copy:
+        host = host.clone()
+    if host.dtype == torch.bfloat16:
+        array: Array = host.view(torch.int16).numpy().view(_BF16)
+        return array
+    return host.numpy()
+
+
+def _writable(array: Array) -> Array:
+    """The same memory, marked writable: torch has no read-only tensors and warns of a read-only array."""
+    if array.flags.writeable:
+        return array
+    interface = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+    return np.asarray(SimpleNamespace(__array_interface__=interface))

@@ -1,0 +1,144 @@
+"""The composition root: the one module that knows every layer, and the order in which they start and stop."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+
+from preheat import __version__
+from preheat.engine import Engine, Phase
+from preheat.models.loader import Loader, LoadLimits
+from preheat.models.manager import Job, ModelManager
+from preheat.models.registry import Registry
+from preheat.plugins import load_backend
+from preheat.repository.scan import scan
+from preheat.settings import Settings
+from preheat.telemetry.events import Event, StateChanged, broadcast
+from preheat.telemetry.log_lines import log_event
+from preheat.telemetry.metrics import MetricsServer, StatisticsCollector
+from preheat.telemetry.statistics import Statistics
+from preheat.transport.grpcio import GrpcioTransport
+
+log = logging.getLogger("preheat")
+
+# Answers that are ready when the transport stops get this long to reach their clients.
+_FLUSH_SECONDS = 5.0
+
+
+class Server:
+    """A server from start to stop. Belongs to one event loop.
+
+    Constructing it builds the layers, bottom up, and reads the repositories; raises InvalidConfig if one is no folder.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._statistics = Statistics()
+        self._health_changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        observer = broadcast(self._statistics.observe, log_event, self._notice)
+        self._registry = Registry(observer=observer)
+        limits = LoadLimits(settings.max_queue_requests, settings.max_queue_bytes, os.cpu_count() or 1)
+        self._manager = ModelManager(
+            self._registry,
+            Loader(load_backend, limits=limits, observer=observer),
+            concurrency=settings.load_concurrency,
+            observer=observer,
+        )
+        self._engine = Engine(self._registry, name=settings.id)
+        self._transport = GrpcioTransport(self._engine, host=settings.host, port=settings.grpc_port)
+        # Every model is declared before a client can ask, so that none is unknown and the server is not ready.
+        self._jobs: list[Job] = self._manager.declare(scan(settings.repositories))
+
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Serve until ``stop`` is set, then stop in order. Whether every session and load has ended.
+
+        Raises OSError if a port cannot be had.
+        """
+        host = self._settings.host
+        metrics = MetricsServer(
+            StatisticsCollector(self._statistics, self._waiting), host=host, port=self._settings.metrics_port
+        )
+        try:
+            port = await self._transport.start()
+            log.info(
+                "Preheat %s: gRPC on %s:%d, metrics on http://%s:%d/metrics",
+                __version__,
+                host,
+                port,
+                host,
+                metrics.port,
+            )
+            health = asyncio.create_task(self._follow_health())
+            loading = asyncio.create_task(self._load())
+            await stop.wait()
+            await self._stop(loading)
+            health.cancel()
+            return loading.done()
+        finally:
+            metrics.close()
+
+    async def _load(self) -> None:
+        started_s = time.monotonic()
+        await asyncio.to_thread(self._manager.load, self._jobs)
+        seconds = time.monotonic() - started_s
+        handles, failed = self._registry.handles(), self._registry.failures()
+        if failed:
+            log.error(
+                "not ready: %d model versions are hot after %.1f s and served, but these failed: %s",
+                len(handles), seconds, ", ".join(failed),
+            )  # fmt: skip
+        else:
+            log.info("ready: %d model versions are hot after %.1f s", len(handles), seconds)
+
+    async def _stop(self, loading: "asyncio.Task[None]") -> None:
+        """Not ready, go on serving for a while, refuse the rest, drain, answer what is left, free."""
+        limit_s = self._settings.exit_timeout_seconds
+        self._engine.enter(Phase.LAME_DUCK)
+        await self._transport.refresh_health()
+        if self._settings.lame_duck_seconds:
+            log.info("stopping: not ready, serving for another %.1f s", self._settings.lame_duck_seconds)
+            await asyncio.sleep(self._settings.lame_duck_seconds)
+        log.info("stopping: refusing new requests, finishing accepted ones within %.1f s", limit_s)
+        self._engine.enter(Phase.STOPPING)
+        abandoned = await asyncio.to_thread(self._manager.unload_all, limit_s)
+        await self._transport.stop(_FLUSH_SECONDS)
+        if not loading.done():
+            log.warning("stopped while models were still loading")
+        log.info(
+            "stopped: %s",
+            f"{abandoned} requests were not finished in time" if abandoned else "every request was answered",
+        )
+
+    async def _follow_health(self) -> None:
+        """Keep the health service true to the engine."""
+        while True:
+            await self._health_changed.wait()
+            self._health_changed.clear()
+            await self._transport.refresh_health()
+
+    def _notice(self, event: Event) -> None:
+        if isinstance(event, StateChanged):
+            self._loop.call_soon_threadsafe(self._health_changed.set)
+
+    def _waiting(self) -> Mapping[tuple[str, int], int]:
+        return {(handle.name, handle.version): handle.waiting for handle in self._registry.handles()}
+
+
+async def serve(settings: Settings) -> bool:
+    """Run a server until SIGTERM or SIGINT; a second signal ends the process at once. Returns as :meth:`Server.run`."""
+    server = Server(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.error("second signal: ending at once")
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return await server.run(stop)

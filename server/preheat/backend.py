@@ -1,0 +1,243 @@
+"""The contract between the server and a backend.
+
+A backend is a plugin: an entry point in the group ``preheat.backends`` that names a :class:`Backend` subclass. It
+imports from the server only this module, :mod:`preheat.tensors` and :mod:`preheat.errors`, and its own heavy library
+inside the methods that need it (or at the top of its module, which the server imports only when a model asks for the
+backend).
+
+The life of a model version, and who calls what:
+
+1. A loader thread calls :meth:`Backend.complete`, then :meth:`Backend.load`. Both may be slow; no lock is held.
+2. Each instance has one OS thread for life. On it the server calls :meth:`Model.open`, then infers for warm-up, then
+   infers for clients, then calls :meth:`Session.close`. Nothing else ever touches the session.
+3. When every session is closed, :meth:`Model.close` frees what they shared.
+
+The server checks every request against the :class:`Signature` before it reaches a session, and every answer after.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from preheat.errors import InvalidConfig, ServingError
+from preheat.parameters import parse_parameters
+from preheat.tensors import DataType, Tensors
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One axis of a tensor: the sizes it may have.
+
+    Axes of equal ``name`` have equal size within one request, whatever tensors they belong to; None is an axis tied
+    to no other. ``maximum`` None is unbounded. A size must be a multiple of ``multiple_of``.
+    """
+
+    name: str | None = None
+    minimum: int = 0
+    maximum: int | None = None
+    multiple_of: int = 1
+
+    @classmethod
+    def fixed(cls, size: int) -> "Dimension":
+        """An axis that always has ``size``."""
+        return cls(minimum=size, maximum=size)
+
+    @property
+    def size(self) -> int | None:
+        """The size of a fixed axis, None for one that may vary."""
+        return self.minimum if self.minimum == self.maximum else None
+
+    def allows(self, size: int) -> bool:
+        """Whether an axis of ``size`` is within the bounds."""
+        return self.minimum <= size and (self.maximum is None or size <= self.maximum) and size % self.multiple_of == 0
+
+    def __str__(self) -> str:
+        if self.size is not None:
+            return str(self.size)
+        bounds = f"{self.minimum}..{'' if self.maximum is None else self.maximum}"
+        step = f" in steps of {self.multiple_of}" if self.multiple_of > 1 else ""
+        return f"{self.name or 'any'}({bounds}{step})"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output. In a :class:`Signature` of a batching model ``shape`` leaves out the batch axis."""
+
+    name: str
+    datatype: DataType
+    shape: tuple[Dimension, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a loaded model takes and gives.
+
+    ``max_batch_size`` 0: the model does not batch, shapes are whole. At least 1: every tensor has a batch axis before
+    its ``shape``, from 1 to ``max_batch_size`` rows. ``row_independent`` False: a row's answer depends on the rows it
+    shares a batch with.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int = 0
+    row_independent: bool = True
+
+    @property
+    def batches(self) -> bool:
+        """Whether tensors carry a batch axis."""
+        return self.max_batch_size > 0
+
+
+@dataclass(frozen=True, slots=True)
+class PartialConfig:
+    """What an artifact says of itself. Shapes are whole: axis 0 is the batch axis where the artifact has one.
+
+    Empty ``inputs`` or ``outputs``: the artifact does not say, and the configuration has to.
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    row_independent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model version comes from and what it was asked to be.
+
+    ``version_path`` is the version's folder, ``config_path`` the file the parameters were written in (it may not
+    exist). ``artifact_name`` is ``default_model_filename`` if the configuration sets it. ``device`` is "cpu" or
+    "cuda:N". ``instances`` sessions will be opened; each may use ``threads`` intra-op threads.
+    """
+
+    name: str
+    version: int
+    version_path: Path
+    config_path: Path
+    artifact_name: str | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    instances: int = 1
+    threads: int = 1
+
+    def parse_parameters(self, schema: type[T]) -> T:
+        """Parse ``parameters`` into the frozen dataclass ``schema``.
+
+        Raises InvalidConfig naming file, key, value and what is allowed.
+        """
+        return parse_parameters(schema, self.parameters, where=f"{self.config_path}: parameters")
+
+    def refuse(self, key: str, value: object, allowed: str) -> InvalidConfig:
+        """The error for a parameter that parsed but cannot be."""
+        return InvalidConfig(f"{self.config_path}: parameters: {key}: {value!r}: {allowed}")
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One of a model version's sessions: ``ordinal`` counts from 0."""
+
+    ordinal: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as a :class:`RequestSession` sees it, already held against the signature.
+
+    ``rows`` is its size along the batch axis, 1 for a model that does not batch. Empty ``requested_outputs`` means all.
+    """
+
+    id: str
+    inputs: Tensors
+    rows: int
+    requested_outputs: tuple[str, ...]
+    parameters: Mapping[str, bool | int | float | str]
+
+
+Outcome: TypeAlias = Tensors | ServingError
+
+
+class Session:
+    """One instance's ability to run the model. Belongs to one thread, which opened it."""
+
+    def close(self) -> None:
+        """Free what this session alone holds. Called once, by the session's thread, after its last batch."""
+        return
+
+
+class TensorSession(Session, ABC):
+    """A session for which the server collates, pads and splits."""
+
+    @abstractmethod
+    def infer(self, inputs: Tensors) -> Tensors:
+        """Run one batch: axis 0 of every array is the batch where the model batches.
+
+        Inputs are C-contiguous, may be read-only, and are the session's only until it returns. Outputs must stay
+        valid until the next call. Outputs beyond the signature's are ignored. Raises ExecutionFailed with a text the
+        client may see; anything else counts as a defect of the backend, fails this batch, and is logged.
+        """
+
+
+class RequestSession(Session, ABC):
+    """A session that sees requests whole. It is never run at warm-up unless the configuration gives samples."""
+
+    @abstractmethod
+    def execute(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        """Answer each request.
+
+        As many outcomes as requests, in their order, each the outputs or an error for that one alone.
+        """
+
+
+class Model(ABC):
+    """A loaded model version on one device. Owns the weights, which its sessions share.
+
+    ``specializes_on_shape``: each new batch size costs the engine a compilation or the like, so the server pads
+    batches to buckets and warms each bucket. Otherwise batches run at their own size.
+    """
+
+    specializes_on_shape: bool = False
+
+    @abstractmethod
+    def open(self, instance: Instance) -> Session:
+        """Open a session.
+
+        Called on the thread that will own it; sessions may be opened from several threads at once.
+        """
+
+    def close(self) -> None:
+        """Free the weights. Called once, after every session is closed."""
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a backend found: its ``library`` with version, and the ``devices`` it can run on: "cpu", "cuda:0", ..."""
+
+    library: str
+    devices: tuple[str, ...]
+
+
+class Backend(ABC):
+    """A plugin. Stateless and cheap to make; made once per process, and called from several threads."""
+
+    @abstractmethod
+    def hardware(self) -> Hardware:
+        """What it runs on here. May import the heavy library."""
+
+    @abstractmethod
+    def complete(self, source: ModelSource) -> PartialConfig:
+        """Say what the artifact says of itself. Raises InvalidArtifact or InvalidConfig."""
+
+    @abstractmethod
+    def load(self, source: ModelSource, signature: Signature) -> Model:
+        """Load the artifact to serve ``signature``, which the server made of the configuration and :meth:`complete`.
+
+        Raises InvalidArtifact, InvalidConfig or BackendMissing; other exceptions fail the load with their text and
+        are logged.
+        """

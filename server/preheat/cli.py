@@ -1,0 +1,153 @@
+"""The ``preheat`` command."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+from google.protobuf import text_format
+
+from preheat import __version__
+from preheat.app import serve
+from preheat.errors import BackendMissing, ServingError
+from preheat.models.loader import Loader, LoadLimits
+from preheat.plugins import backend_names, extras_of, load_backend
+from preheat.repository.completion import CompletedConfiguration
+from preheat.repository.scan import BrokenModel, read_model
+from preheat.settings import (
+    InvalidSetting,
+    configure_logging,
+    flag_of,
+    make_settings,
+    option_fields,
+    unknown_variables,
+    variable_of,
+)
+
+log = logging.getLogger("preheat")
+
+_SERVE = """\
+Serve the models in one or more repositories over gRPC (KServe v2 and Triton's protocol).
+
+A repository is a folder of models: MODEL/config.pbtxt and MODEL/VERSION/ARTIFACT. Every model is loaded and warmed
+before it is announced; one that fails is reported with its reason while the others serve. SIGTERM stops in order: not
+ready, drain,
+exit 0."""
+_CONFIG = """\
+Print a model's effective configuration as a config.pbtxt, each field with where its value came from: the file, the
+artifact, or a default. Loads nothing, but reads the artifact with the model's backend."""
+_BACKENDS = """\
+List the backends: the extra that installs what each needs, whether that is here, and the devices it found."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0 done, 1 failed, 2 asked wrongly."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except InvalidSetting as exc:
+        return _complain(exc, 2)
+    except (ServingError, OSError) as exc:
+        return _complain(exc, 1)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="preheat", description="An inference server for optimized PyTorch models: ready means hot."
+    )
+    parser.add_argument("--version", action="version", version=f"preheat {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+    config = _add_command(commands, "config", "show a model's effective configuration", _CONFIG)
+    config.add_argument("model", type=Path, metavar="MODEL_DIR", help="the model's folder, such as model_repo/minilm")
+    config.set_defaults(run=_run_config)
+    backends = _add_command(commands, "backends", "list the backends and what they found here", _BACKENDS)
+    backends.set_defaults(run=_run_backends)
+    return parser
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = _add_command(commands, "serve", "serve model repositories", _SERVE)
+    command.add_argument(
+        "repositories", type=Path, nargs="+", metavar="MODEL_REPOSITORY", help="a folder that holds models"
+    )
+    for each in option_fields():
+        text = f"{each.metadata['help']} (default {each.default}; {variable_of(each.name)})"
+        command.add_argument(flag_of(each.name), dest=each.name, metavar="VALUE", help=text)
+    command.set_defaults(run=_run_serve)
+
+
+def _add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, description: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _run_serve(arguments: argparse.Namespace) -> int:
+    flags = {each.name: getattr(arguments, each.name) for each in option_fields()}
+    settings = make_settings(tuple(arguments.repositories), flags, os.environ)
+    configure_logging(settings.log_level)
+    for variable in unknown_variables(os.environ):
+        log.warning("%s in the environment is no setting of this server, and has no effect", variable)
+    finished = uvloop.run(serve(settings))
+    if not finished:
+        # A thread is still inside a model. Interpreter shutdown would wait for it or tear it apart; everyone is
+        # answered.
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+def _run_config(arguments: argparse.Namespace) -> int:
+    folder = arguments.model.resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{arguments.model}: no such folder; give a model's folder, such as model_repo/minilm")
+    model = read_model(folder)
+    if isinstance(model, BrokenModel):
+        raise model.reason
+    loader = Loader(load_backend, limits=LoadLimits(1, 1, os.cpu_count() or 1), observer=lambda _: None)
+    print(_render(loader.describe(model, model.versions[-1])), end="")
+    return 0
+
+
+def _render(completed: CompletedConfiguration) -> str:
+    """The configuration as text protobuf, a comment before each field."""
+    lines: list[str] = []
+    for field, _ in completed.proto.ListFields():
+        only = type(completed.proto)()
+        only.CopyFrom(completed.proto)
+        for other, _ in completed.proto.ListFields():
+            if other.name != field.name:
+                only.ClearField(other.name)
+        lines.append(f"# {completed.origins[field.name]}\n{text_format.MessageToString(only)}")
+    named = [axis for spec in completed.signature.inputs for axis in spec.shape if axis.size is None]
+    if named:
+        lines.append(f"# variable dimensions: {', '.join(sorted({str(axis) for axis in named}))}\n")
+    return "".join(lines)
+
+
+def _run_backends(_: argparse.Namespace) -> int:
+    rows = [("BACKEND", "EXTRA", "LIBRARY", "DEVICES")]
+    for name in backend_names():
+        extra = ",".join(extras_of(name)) or "-"
+        try:
+            hardware = load_backend(name).hardware()
+        except BackendMissing as exc:
+            rows.append((name, extra, "not installed", str(exc)))
+        else:
+            rows.append((name, extra, hardware.library, ", ".join(hardware.devices)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print(*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3], sep="  ")
+    return 0
+
+
+def _complain(exc: Exception, code: int) -> int:
+    print(f"preheat: {exc}", file=sys.stderr)
+    return code

@@ -1,0 +1,93 @@
+"""What crosses between a transport and the engine: requests, answers and metadata, free of any wire format."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from preheat.tensors import Array, Buffer, DataType
+
+Parameter: TypeAlias = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """An input as the client sent it, not yet held against a signature.
+
+    ``data`` is the raw payload in the binary tensor format (see :func:`preheat.tensors.from_raw`), or a flat array
+    where the client used typed contents. Raw payloads may be views of the wire bytes.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Buffer | Array
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One inference request, decoded but not yet held against a model's signature.
+
+    Empty ``version``: the newest that is READY. Empty ``requested_outputs``: all of them. ``deadline_s`` is on the
+    clock of ``time.monotonic``. ``payload_bytes`` is what the request's tensors hold in memory while it lives.
+    """
+
+    model: str
+    version: str
+    id: str
+    inputs: tuple[InputTensor, ...]
+    requested_outputs: tuple[str, ...] = ()
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    deadline_s: float | None = None
+    payload_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One output of an answer."""
+
+    name: str
+    datatype: DataType
+    array: Array
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """One answer: ``version`` is the version that computed it, also when the request named none."""
+
+    model: str
+    version: str
+    id: str
+    outputs: tuple[OutputTensor, ...]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetadata:
+    """Name, version and the protocol extensions this server really has."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMetadata:
+    """An input or output as clients see it.
+
+    ``shape`` is whole, -1 where it may vary, first the batch if the model batches.
+    """
+
+    name: str
+    datatype: DataType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """A model as clients see it; ``versions`` are the READY ones, or just the one asked for."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]

@@ -1,0 +1,168 @@
+"""One model version that serves: what requests reach and what unloading waits for."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from preheat.backend import Model, Signature
+from preheat.errors import (
+    ExecutionFailed,
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+    RequestCancelled,
+    RequestTimeout,
+    ServerStopping,
+    ServingError,
+)
+from preheat.messages import InferRequest, ModelMetadata, TensorMetadata
+from preheat.repository.completion import CompletedConfiguration
+from preheat.scheduling.admission import Gate
+from preheat.scheduling.pending import Answer, Pending, Reply
+from preheat.scheduling.queue import RequestQueue
+from preheat.scheduling.worker import Worker
+from preheat.telemetry.events import FailureReason, Observer, RequestFailed
+
+_REASONS: dict[type[ServingError], FailureReason] = {
+    QueueFull: FailureReason.REJECTED,
+    RequestTimeout: FailureReason.REJECTED,
+    ServerStopping: FailureReason.REJECTED,
+    RequestCancelled: FailureReason.CANCELED,
+    ExecutionFailed: FailureReason.BACKEND,
+    InternalError: FailureReason.BACKEND,
+    InvalidRequest: FailureReason.OTHER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """What runs a model version: one loaded model per device, and the workers that own their sessions."""
+
+    models: Sequence[Model]
+    workers: Sequence[Worker]
+    queue: RequestQueue
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Take no more requests, run what waits, close sessions and then models.
+
+        False if a worker is still busy after ``timeout_s``: then the models stay open, since it may be using them.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self.queue.close()
+        for worker in self.workers:
+            if not worker.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic())):
+                return False
+        for model in self.models:
+            model.close()
+        return True
+
+
+class Handle:
+    """A warm model version. Requests in flight are its leases: draining ends when the last is answered.
+
+    Any thread may call it. ``_in_flight`` and ``_accepting`` change only under ``_idle``.
+    """
+
+    def __init__(
+        self, name: str, version: int, *, completed: CompletedConfiguration, engines: Engines, observer: Observer
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.completed = completed
+        self._engines = engines
+        self._observer = observer
+        self._gate = Gate(name, completed.signature)
+        self._idle = threading.Condition(threading.Lock())
+        self._in_flight: set[Pending] = set()
+        self._accepting = True
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are queued, not executing."""
+        return len(self._engines.queue)
+
+    def submit(self, request: InferRequest, reply: Reply) -> Pending | None:
+        """Admit and queue a request; None if this version takes no more, and then ``reply`` is not called.
+
+        Raises InvalidRequest, also without calling ``reply``. A full queue is answered through ``reply``.
+        """
+        arrived_s = time.monotonic()
+        try:
+            admitted = self._gate.admit(request)
+        except InvalidRequest:
+            self._observer(RequestFailed(self.name, self.version, FailureReason.OTHER))
+            raise
+        pending = Pending(
+            request,
+            reply,
+            inputs=admitted.inputs,
+            rows=admitted.rows,
+            batch_key=admitted.batch_key,
+            arrived_s=arrived_s,
+            settle=self._settle,
+        )
+        with self._idle:
+            if not self._accepting:
+                return None
+            self._in_flight.add(pending)
+        try:
+            # Draining closes the queue only after the last lease returned, and this lease is held: it is open.
+            self._engines.queue.put(pending)
+        except QueueFull as exc:
+            pending.answer(exc)
+        return pending
+
+    def cancel(self, pending: Pending) -> None:
+        """The caller has left: answer, and forget the request if it still waits. Its batch peers are not touched."""
+        if pending.answer(RequestCancelled("the request was cancelled by its caller")):
+            self._engines.queue.discard(pending)
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Take no more requests and wait until all in flight are answered; False if ``timeout_s`` passed before."""
+        with self._idle:
+            self._accepting = False
+            return self._idle.wait_for(lambda: not self._in_flight, timeout_s)
+
+    def abandon(self, error: ServingError) -> int:
+        """Answer everything in flight with ``error``; how many there were. What a session computes later is dropped."""
+        with self._idle:
+            in_flight = list(self._in_flight)
+        for pending in in_flight:
+            pending.answer(error)
+            self._engines.queue.discard(pending)
+        return len(in_flight)
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Free sessions and models, after :meth:`drain`; False if a worker was still busy after ``timeout_s``."""
+        return self._engines.close(timeout_s)
+
+    def metadata(self, versions: Sequence[int]) -> ModelMetadata:
+        """The model as clients see it, with ``versions`` listed."""
+        signature = self.completed.signature
+        return ModelMetadata(
+            name=self.name,
+            versions=tuple(map(str, versions)),
+            platform=self.completed.proto.platform or self.completed.proto.backend,
+            inputs=_tensor_metadata(signature, "inputs"),
+            outputs=_tensor_metadata(signature, "outputs"),
+        )
+
+    def _settle(self, pending: Pending, answer: Answer) -> None:
+        if isinstance(answer, ServingError):
+            reason = _REASONS.get(type(answer), FailureReason.BACKEND)
+            self._observer(RequestFailed(self.name, self.version, reason))
+        with self._idle:
+            self._in_flight.discard(pending)
+            if not self._accepting and not self._in_flight:
+                self._idle.notify_all()
+
+
+def _tensor_metadata(signature: Signature, kind: str) -> tuple[TensorMetadata, ...]:
+    batch = (-1,) if signature.batches else ()
+    return tuple(
+        TensorMetadata(
+            spec.name, spec.datatype, batch + tuple(-1 if axis.size is None else axis.size for axis in spec.shape)
+        )
+        for spec in (signature.inputs if kind == "inputs" else signature.outputs)
+    )

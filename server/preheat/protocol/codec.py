@@ -1,0 +1,170 @@
+"""Inference requests and answers, to and from wire bytes. Pure; any thread.
+
+Arrays of a decoded request are views of the message's own bytes, read-only where the payload was raw. Semantics follow
+Triton's gRPC front end: raw contents are positional over the inputs, and answers are always raw.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from preheat.errors import InvalidRequest, Unsupported
+from preheat.messages import InferRequest, InferResponse, InputTensor, Parameter
+from preheat.protocol import grpc_service_pb2 as pb
+from preheat.tensors import Array, to_raw
+
+# A protobuf message, and so a gRPC message, cannot be larger.
+MAX_MESSAGE_BYTES = 2**31 - 1
+
+# The typed field that carries each datatype. FP16 and BF16 have none: they must be raw.
+_CONTENTS = {
+    "BOOL": ("bool_contents", np.bool_),
+    "INT8": ("int_contents", np.int8),
+    "INT16": ("int_contents", np.int16),
+    "INT32": ("int_contents", np.int32),
+    "INT64": ("int64_contents", np.int64),
+    "UINT8": ("uint_contents", np.uint8),
+    "UINT16": ("uint_contents", np.uint16),
+    "UINT32": ("uint_contents", np.uint32),
+    "UINT64": ("uint64_contents", np.uint64),
+    "FP32": ("fp32_contents", np.float32),
+    "FP64": ("fp64_contents", np.float64),
+    "BYTES": ("bytes_contents", np.object_),
+}
+_SHARED_MEMORY = "shared_memory_region"
+
+
+def decode_request(payload: bytes, *, deadline_s: float | None) -> InferRequest:
+    """Decode a ModelInferRequest. Raises InvalidRequest, or Unsupported for an extension this server does not have."""
+    message = pb.ModelInferRequest()
+    try:
+        message.ParseFromString(payload)
+    except DecodeError as exc:
+        raise InvalidRequest("the message is no valid inference.ModelInferRequest") from exc
+    _refuse_output_extensions(message)
+    return InferRequest(
+        model=message.model_name,
+        version=message.model_version,
+        id=message.id,
+        inputs=_decode_inputs(message),
+        requested_outputs=tuple(output.name for output in message.outputs),
+        parameters=_decode_parameters(message.parameters),
+        deadline_s=deadline_s,
+        payload_bytes=len(payload),
+    )
+
+
+def encode_response(response: InferResponse) -> bytes:
+    """Encode a ModelInferResponse, copying what its arrays view. Raises InvalidRequest if gRPC could not carry it."""
+    message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
+    for key, value in response.parameters.items():
+        _encode_parameter(message.parameters[key], value)
+    for output in response.outputs:
+        message.outputs.add(name=output.name, datatype=output.datatype.value, shape=output.array.shape)
+        message.raw_output_contents.append(to_raw(output.array))
+    size = message.ByteSize()
+    if size > MAX_MESSAGE_BYTES:
+        raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE_BYTES}")
+    return message.SerializeToString()
+
+
+def _decode_inputs(message: pb.ModelInferRequest) -> tuple[InputTensor, ...]:
+    raw = message.raw_input_contents
+    for tensor in message.inputs:
+        if _SHARED_MEMORY in tensor.parameters:
+            raise _no_shared_memory(f"input '{tensor.name}'")
+        if raw and tensor.HasField("contents"):
+            raise InvalidRequest(
+                "contents field must not be specified when using raw_input_contents for "
+                f"'{tensor.name}' for model '{message.model_name}'"
+            )
+    if not raw:
+        return tuple(_decode_typed(tensor, message.model_name) for tensor in message.inputs)
+    if len(raw) < len(message.inputs):
+        raise _no_data(message.inputs[len(raw)].name, message.model_name)
+    if len(raw) > len(message.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents has {len(raw)} entries for {len(message.inputs)} inputs "
+            f"for model '{message.model_name}'"
+        )
+    return tuple(
+        InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
+        for tensor, data in zip(message.inputs, raw, strict=True)
+    )
+
+
+def _decode_typed(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> InputTensor:
+    """An input whose data is in typed contents, as a flat array."""
+    filled = [field.name for field, _ in tensor.contents.ListFields()]
+    if not filled and math.prod(tensor.shape) != 0:
+        raise _no_data(tensor.name, model)
+    if tensor.datatype not in _CONTENTS:
+        allowed = "raw_input_contents" if tensor.datatype in ("FP16", "BF16") else f"one of {', '.join(_CONTENTS)}"
+        raise InvalidRequest(
+            f"input '{tensor.name}' for model '{model}' of datatype '{tensor.datatype}' has no typed contents; "
+            f"use {allowed}"
+        )
+    field, dtype = _CONTENTS[tensor.datatype]
+    for other in filled:
+        if other != field:
+            raise InvalidRequest(
+                f"unexpected explicit tensor data for input tensor '{tensor.name}' for model '{model}' in {other}: "
+                f"datatype '{tensor.datatype}' goes into {field}"
+            )
+    return InputTensor(
+        tensor.name, tensor.datatype, tuple(tensor.shape), _flat_array(getattr(tensor.contents, field), dtype)
+    )
+
+
+def _flat_array(values: Sequence[object], dtype: type[np.generic]) -> Array:
+    if dtype is np.object_:
+        array = np.empty(len(values), np.object_)
+        array[:] = list(values)
+        return array
+    if issubclass(dtype, np.integer):
+        # Small integers ride in 32-bit fields; what does not fit is cut to the low bits, as Triton does.
+        wide = np.uint64 if issubclass(dtype, np.unsignedinteger) else np.int64
+        return np.fromiter(values, wide, len(values)).astype(dtype)
+    return np.fromiter(values, dtype, len(values))
+
+
+def _decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
+    decoded: dict[str, Parameter] = {}
+    for key, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is None:
+            raise InvalidRequest(f"request parameter '{key}' has no value")
+        decoded[key] = getattr(parameter, choice)
+    return decoded
+
+
+def _encode_parameter(parameter: pb.InferParameter, value: Parameter) -> None:
+    # bool first: it is an int, too.
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int):
+        parameter.int64_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = value
+
+
+def _refuse_output_extensions(message: pb.ModelInferRequest) -> None:
+    for output in message.outputs:
+        if _SHARED_MEMORY in output.parameters:
+            raise _no_shared_memory(f"output '{output.name}'")
+        if "classification" in output.parameters:
+            raise Unsupported(
+                f"output '{output.name}': the classification extension is not supported; take the scores and rank them"
+            )
+
+
+def _no_shared_memory(subject: str) -> Unsupported:
+    return Unsupported(f"{subject}: shared memory is not supported; send and receive tensors in the message")
+
+
+def _no_data(tensor: str, model: str) -> InvalidRequest:
+    return InvalidRequest(f"unable to find data for input tensor '{tensor}' for model '{model}' in request.")

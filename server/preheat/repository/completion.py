@@ -1,0 +1,241 @@
+"""Making a configuration whole: what the file leaves open comes from the artifact, then from defaults.
+
+The file wins where it speaks, but it cannot contradict the artifact: a difference is an error that names both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from preheat.backend import Dimension, PartialConfig, Signature, TensorSpec
+from preheat.errors import InvalidConfig
+from preheat.protocol import model_config_pb2 as pb
+from preheat.repository.configuration import ModelConfiguration, datatype_value
+
+FROM_FILE = "config.pbtxt"
+FROM_ARTIFACT = "the artifact"
+FROM_DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedConfiguration:
+    """A configuration with nothing left open.
+
+    ``origins`` says for each field of ``proto`` where its value came from.
+    """
+
+    signature: Signature
+    proto: pb.ModelConfig
+    origins: Mapping[str, str]
+
+
+def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> CompletedConfiguration:
+    """Merge what the file and the artifact say. Raises InvalidConfig where they disagree or neither says enough."""
+    _check_row_independence(configuration, artifact)
+    inputs = _merge(configuration, "input", configuration.inputs, artifact.inputs)
+    outputs = _merge(configuration, "output", configuration.outputs, _rename_outputs(configuration, artifact))
+    signature = Signature(inputs, outputs, configuration.max_batch_size, artifact.row_independent)
+    _check_axis_names(configuration, signature)
+    _check_buckets(configuration)
+    _check_samples(configuration, signature)
+    proto, origins = _complete_proto(configuration, signature)
+    return CompletedConfiguration(signature, proto, origins)
+
+
+def _check_row_independence(configuration: ModelConfiguration, artifact: PartialConfig) -> None:
+    accepted = configuration.server.accept_row_dependence or configuration.batching is None
+    if not artifact.row_independent and not accepted:
+        raise InvalidConfig(
+            f"{configuration.file}: dynamic_batching: each answer of this model depends on the rows it shares a batch "
+            "with; remove dynamic_batching, or accept that with parameter preheat.accept_row_dependence: true"
+        )
+
+
+def _rename_outputs(configuration: ModelConfiguration, artifact: PartialConfig) -> Sequence[TensorSpec]:
+    """The artifact's outputs; those it could only number (OUTPUT__0, ...) take the declared names in order."""
+    declared = configuration.outputs
+    numbered = all(spec.name == f"OUTPUT__{position}" for position, spec in enumerate(artifact.outputs))
+    if not numbered or len(declared) != len(artifact.outputs):
+        return artifact.outputs
+    return [replace(spec, name=ours.name) for spec, ours in zip(artifact.outputs, declared, strict=True)]
+
+
+def _merge(
+    configuration: ModelConfiguration, kind: str, declared: Sequence[TensorSpec], artifact: Sequence[TensorSpec]
+) -> tuple[TensorSpec, ...]:
+    file = configuration.file
+    if not declared and not artifact:
+        raise InvalidConfig(f"{file}: {kind}: not set, and the artifact does not say; declare every {kind}")
+    known = {spec.name: _without_batch_axis(configuration, kind, spec) for spec in artifact}
+    if not declared:
+        return tuple(_name_axes(configuration, kind, spec) for spec in known.values())
+    if not known:
+        return tuple(declared)
+    for spec in declared:
+        if spec.name not in known:
+            raise InvalidConfig(
+                f"{file}: {kind} '{spec.name}': the artifact has no such {kind}; it has {sorted(known)}"
+            )
+    declared_names = {spec.name for spec in declared}
+    missing = [name for name, spec in known.items() if not spec.optional and name not in declared_names]
+    if missing and kind == "input":
+        raise InvalidConfig(f"{file}: input: the artifact also needs {sorted(missing)}; declare them too")
+    return tuple(_merge_spec(configuration, kind, spec, known[spec.name]) for spec in declared)
+
+
+def _without_batch_axis(configuration: ModelConfiguration, kind: str, spec: TensorSpec) -> TensorSpec:
+    """An artifact's tensor without its batch axis, if the model is to have one; raises InvalidConfig if it cannot."""
+    if configuration.max_batch_size == 0:
+        return spec
+    where = f"{configuration.file}: max_batch_size: {configuration.max_batch_size}"
+    if not spec.shape:
+        raise InvalidConfig(f"{where}: {kind} '{spec.name}' of the artifact has no dimensions; set max_batch_size: 0")
+    axis = spec.shape[0]
+    for rows in (1, configuration.max_batch_size):
+        if not axis.allows(rows):
+            raise InvalidConfig(
+                f"{where}: {kind} '{spec.name}' of the artifact has {axis} as its first dimension, "
+                f"which cannot be {rows}; set {_possible_batch(axis)}"
+            )
+    return replace(spec, shape=spec.shape[1:])
+
+
+def _possible_batch(axis: Dimension) -> str:
+    """A max_batch_size that would fit."""
+    return f"max_batch_size: {axis.maximum}" if axis.maximum and axis.allows(1) else "max_batch_size: 0"
+
+
+def _merge_spec(configuration: ModelConfiguration, kind: str, ours: TensorSpec, theirs: TensorSpec) -> TensorSpec:
+    where = f"{configuration.file}: {kind} '{ours.name}'"
+    if ours.datatype is not theirs.datatype:
+        raise InvalidConfig(f"{where}: data_type: TYPE_{_type_name(ours)}: the artifact's is TYPE_{_type_name(theirs)}")
+    if len(ours.shape) != len(theirs.shape):
+        batch = " after the batch" if configuration.max_batch_size else ""
+        raise InvalidConfig(
+            f"{where}: dims: {len(ours.shape)} dimensions, the artifact has {len(theirs.shape)}{batch}: "
+            f"[{', '.join(map(str, theirs.shape))}]"
+        )
+    shape = tuple(
+        _merge_dimension(mine, its, f"{where}: dims[{position}]")
+        for position, (mine, its) in enumerate(zip(ours.shape, theirs.shape, strict=True))
+    )
+    return TensorSpec(ours.name, ours.datatype, shape, ours.optional and theirs.optional)
+
+
+def _merge_dimension(ours: Dimension, theirs: Dimension, where: str) -> Dimension:
+    """What both allow. The file's name for the axis wins; a declared -1 takes the artifact's bounds."""
+    if ours.size is not None:
+        if not theirs.allows(ours.size):
+            raise InvalidConfig(f"{where}: {ours.size}: the artifact has {theirs}")
+        return ours
+    maxima = [bound for bound in (ours.maximum, theirs.maximum) if bound is not None]
+    minimum, maximum = max(ours.minimum, theirs.minimum), min(maxima, default=None)
+    if maximum is not None and maximum < minimum:
+        raise InvalidConfig(f"{where}: {ours}: the artifact has {theirs}")
+    name = ours.name or theirs.name
+    return Dimension(name, minimum, maximum, max(ours.multiple_of, theirs.multiple_of))
+
+
+def _name_axes(configuration: ModelConfiguration, kind: str, spec: TensorSpec) -> TensorSpec:
+    """Apply the file's ``preheat.shape`` and ``preheat.dimension`` to a tensor that only the artifact declares."""
+    names = configuration.server.axis_names.get(spec.name) or tuple(axis.name for axis in spec.shape)
+    where = f"{configuration.file}: {kind} '{spec.name}'"
+    if len(names) != len(spec.shape):
+        raise InvalidConfig(f"{where}: preheat.shape names {len(names)} dimensions, the artifact has {len(spec.shape)}")
+    shape = tuple(
+        axis if axis.size is not None else _bound(configuration, replace(axis, name=name or axis.name), where)
+        for axis, name in zip(spec.shape, names, strict=True)
+    )
+    return replace(spec, shape=shape)
+
+
+def _bound(configuration: ModelConfiguration, axis: Dimension, where: str) -> Dimension:
+    declared = configuration.server.dimensions.get(axis.name or "")
+    return axis if declared is None else _merge_dimension(declared, axis, where)
+
+
+def _check_axis_names(configuration: ModelConfiguration, signature: Signature) -> None:
+    """Every tensor and axis that the server's parameters name must exist: a misspelt one would silently do nothing."""
+    tensors = {spec.name for spec in (*signature.inputs, *signature.outputs)}
+    axes = {axis.name for spec in (*signature.inputs, *signature.outputs) for axis in spec.shape if axis.name}
+    for name in configuration.server.axis_names:
+        if name not in tensors:
+            raise InvalidConfig(
+                f"{configuration.file}: parameters: preheat.shape.{name}: no such tensor; there are {sorted(tensors)}"
+            )
+    for name in configuration.server.dimensions:
+        if name not in axes:
+            raise InvalidConfig(
+                f"{configuration.file}: parameters: preheat.dimension.{name}: no tensor has an axis of that name; "
+                f"there are {sorted(axes)}"
+            )
+
+
+def _check_buckets(configuration: ModelConfiguration) -> None:
+    buckets = configuration.server.buckets
+    if buckets and buckets[-1] != configuration.max_batch_size:
+        raise InvalidConfig(
+            f"{configuration.file}: parameters: preheat.buckets: the largest must be max_batch_size, "
+            f"{configuration.max_batch_size}, it is {buckets[-1]}"
+        )
+
+
+def _check_samples(configuration: ModelConfiguration, signature: Signature) -> None:
+    """Warm-up samples must be requests that the signature would admit."""
+    for sample in configuration.samples:
+        where = f"{configuration.file}: model_warmup '{sample.name}'"
+        specs = {spec.name: spec for spec in signature.inputs}
+        if unknown := sorted(sample.inputs.keys() - specs):
+            raise InvalidConfig(f"{where}: inputs: unknown {unknown}; the model takes {sorted(specs)}")
+        if missing := sorted(name for name, spec in specs.items() if not spec.optional and name not in sample.inputs):
+            raise InvalidConfig(f"{where}: inputs: {missing} missing")
+        for name, array in sample.inputs.items():
+            spec = specs[name]
+            if array.dtype != spec.datatype.numpy:
+                raise InvalidConfig(f"{where}: inputs '{name}': data_type: must be TYPE_{_type_name(spec)}")
+            fits = len(array.shape) == len(spec.shape) and all(map(Dimension.allows, spec.shape, array.shape))
+            if not fits:
+                raise InvalidConfig(
+                    f"{where}: inputs '{name}': dims: {list(array.shape)}: must be [{', '.join(map(str, spec.shape))}]"
+                )
+
+
+def _complete_proto(configuration: ModelConfiguration, signature: Signature) -> tuple[pb.ModelConfig, dict[str, str]]:
+    """The schema's view of the whole configuration, as the ModelConfig RPC shows it, and each field's origin."""
+    proto = pb.ModelConfig()
+    proto.CopyFrom(configuration.proto)
+    origins = {field.name: FROM_FILE for field, _ in proto.ListFields()}
+    for name, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        origins.setdefault(name, FROM_ARTIFACT)
+        tensors = [_tensor_proto(configuration, name, spec) for spec in specs]
+        proto.ClearField(name)
+        getattr(proto, name).extend(tensors)
+    proto.name = configuration.name
+    proto.backend = configuration.backend
+    if not proto.HasField("version_policy"):
+        proto.version_policy.latest.num_versions = 1
+    if not proto.instance_group:
+        proto.instance_group.add(name=configuration.name, count=1, kind=pb.ModelInstanceGroup.Kind.KIND_AUTO)
+    for group in proto.instance_group:
+        group.count = group.count or 1
+    for field, _ in proto.ListFields():
+        origins.setdefault(field.name, FROM_DEFAULT)
+    return proto, origins
+
+
+def _tensor_proto(configuration: ModelConfiguration, field: str, spec: TensorSpec) -> pb.ModelInput | pb.ModelOutput:
+    """The schema's view of a tensor, keeping what the file says of it beyond type and dims."""
+    declared = next((tensor for tensor in getattr(configuration.proto, field) if tensor.name == spec.name), None)
+    tensor: pb.ModelInput | pb.ModelOutput = pb.ModelInput() if field == "input" else pb.ModelOutput()
+    if declared is not None:
+        tensor.CopyFrom(declared)
+    tensor.name = spec.name
+    tensor.data_type = datatype_value(spec.datatype)
+    tensor.ClearField("dims")
+    tensor.dims.extend(-1 if axis.size is None else axis.size for axis in spec.shape)
+    if isinstance(tensor, pb.ModelInput):
+        tensor.optional = spec.optional
+    return tensor
+
+
+def _type_name(spec: TensorSpec) -> str:
+    return pb.DataType.Name(datatype_value(spec.datatype)).removeprefix("TYPE_")

@@ -1,0 +1,230 @@
+"""A model's configuration: config.pbtxt in Triton's ModelConfig schema, parsed and validated once, then trusted."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from google.protobuf import text_format
+
+from preheat.backend import Dimension, TensorSpec
+from preheat.errors import InvalidConfig
+from preheat.protocol import model_config_pb2 as pb
+from preheat.repository.fields import refuse_unsupported
+from preheat.repository.server_parameters import ServerParameters, parse_server_parameters
+from preheat.repository.warmup_samples import read_warmup_samples
+from preheat.scheduling.warmup import Sample
+from preheat.tensors import DataType
+
+CONFIG_FILE = "config.pbtxt"
+# Triton's names for what we have: `platform` values, and `backend` values that differ from ours.
+BACKEND_ALIASES = {
+    "onnxruntime_onnx": "onnxruntime",
+    "pytorch_libtorch": "torchscript",
+    "pytorch": "torchscript",
+    "tensorrt_plan": "tensorrt",
+}
+# Which backend a bare artifact is for, by Triton's default names.
+BACKEND_OF_ARTIFACT = {
+    "model.onnx": "onnxruntime",
+    "model.pt2": "eager",
+    "model.pt": "torchscript",
+    "model.plan": "tensorrt",
+}
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingPolicy:
+    """How requests may be joined.
+
+    ``dynamic_batching`` of the configuration. ``max_queue_size`` 0 is the server's default.
+    """
+
+    preferred_rows: tuple[int, ...] = ()
+    max_delay_s: float = 0.0
+    max_queue_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGroup:
+    """``count`` instances on each device of ``gpus``, or on the device that ``kind`` says."""
+
+    kind: str
+    count: int
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfiguration:
+    """What a model's configuration asks for. ``inputs`` and ``outputs`` are empty where it leaves them to the artifact.
+
+    Shapes leave out the batch axis when ``max_batch_size`` is at least 1. ``proto`` is the file as parsed; ``file``
+    names it in errors and need not exist.
+    """
+
+    name: str
+    file: Path
+    backend: str
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batching: BatchingPolicy | None
+    instance_groups: tuple[InstanceGroup, ...]
+    server: ServerParameters
+    backend_parameters: Mapping[str, str]
+    samples: tuple[Sample, ...]
+    artifact_name: str | None
+    proto: pb.ModelConfig = field(compare=False)
+
+
+def read_configuration(folder: Path) -> ModelConfiguration:
+    """Read the configuration of the model in ``folder``; a missing file leaves everything to artifact and defaults.
+
+    Raises InvalidConfig naming file, key, value and what is allowed.
+    """
+    file = folder / CONFIG_FILE
+    text = file.read_text(encoding="utf-8", errors="strict") if file.is_file() else ""
+    return parse_configuration(text, folder)
+
+
+def parse_configuration(text: str, folder: Path) -> ModelConfiguration:
+    """Parse ``text``, the configuration of the model in ``folder``. Raises InvalidConfig."""
+    file = folder / CONFIG_FILE
+    try:
+        proto = text_format.Parse(text, pb.ModelConfig())
+    except text_format.ParseError as exc:
+        raise InvalidConfig(f"{file}:{exc}") from exc
+    refuse_unsupported(proto, file)
+    _check_name(proto, folder)
+    parameters = {key: value.string_value for key, value in proto.parameters.items()}
+    server, backend_parameters = parse_server_parameters(parameters, file)
+    if proto.max_batch_size < 0:
+        raise InvalidConfig(f"{file}: max_batch_size: {proto.max_batch_size}: must be 0 (no batch axis) or at least 1")
+    return ModelConfiguration(
+        name=folder.name,
+        file=file,
+        backend=_backend(proto, folder),
+        max_batch_size=proto.max_batch_size,
+        inputs=_tensor_specs(list(proto.input), "input", file, server),
+        outputs=_tensor_specs(list(proto.output), "output", file, server),
+        batching=_batching(proto, file),
+        instance_groups=_instance_groups(proto, file),
+        server=server,
+        backend_parameters=backend_parameters,
+        samples=read_warmup_samples(proto, folder, file),
+        artifact_name=proto.default_model_filename or None,
+        proto=proto,
+    )
+
+
+def datatype_of(value: pb.DataType, where: str) -> DataType:
+    """Our datatype for the schema's; raises InvalidConfig beginning with ``where``."""
+    name = pb.DataType.Name(value).removeprefix("TYPE_")
+    if name == "INVALID":
+        raise InvalidConfig(f"{where}: data_type: not set; must be one of TYPE_{', TYPE_'.join(DataType.__members__)}")
+    return DataType.BYTES if name == "STRING" else DataType(name)
+
+
+def datatype_value(datatype: DataType) -> pb.DataType:
+    """The schema's value for our datatype."""
+    # The generated stubs type an enum's Value() as a plain int.
+    return cast(
+        "pb.DataType", pb.DataType.Value("TYPE_STRING" if datatype is DataType.BYTES else f"TYPE_{datatype.value}")
+    )
+
+
+def _check_name(proto: pb.ModelConfig, folder: Path) -> None:
+    if not _MODEL_NAME.fullmatch(folder.name):
+        raise InvalidConfig(f"{folder}: a model's folder may only have letters, digits, '_', '-' and '.' in its name")
+    if proto.name and proto.name != folder.name:
+        raise InvalidConfig(f"{folder / CONFIG_FILE}: name: {proto.name!r}: must be the folder's name, {folder.name!r}")
+
+
+def _backend(proto: pb.ModelConfig, folder: Path) -> str:
+    """The backend's name in our vocabulary."""
+    asked = proto.backend or proto.platform
+    if asked:
+        return BACKEND_ALIASES.get(asked, asked)
+    names = [proto.default_model_filename] if proto.default_model_filename else list(BACKEND_OF_ARTIFACT)
+    for version in sorted(folder.iterdir()):
+        for name in names:
+            if name in BACKEND_OF_ARTIFACT and version.name.isdecimal() and (version / name).exists():
+                return BACKEND_OF_ARTIFACT[name]
+    raise InvalidConfig(
+        f"{folder / CONFIG_FILE}: backend: not set, and no version folder has one of {', '.join(BACKEND_OF_ARTIFACT)} "
+        "to tell it by"
+    )
+
+
+def _tensor_specs(
+    tensors: Sequence[pb.ModelInput | pb.ModelOutput], kind: str, file: Path, server: ServerParameters
+) -> tuple[TensorSpec, ...]:
+    specs: list[TensorSpec] = []
+    for position, tensor in enumerate(tensors):
+        where = f"{file}: {kind}[{position}]"
+        if not tensor.name:
+            raise InvalidConfig(f"{where}: name: not set")
+        where = f"{file}: {kind} '{tensor.name}'"
+        if any(spec.name == tensor.name for spec in specs):
+            raise InvalidConfig(f"{where}: declared twice")
+        shape = _shape(list(tensor.dims), server.axis_names.get(tensor.name), where, server, least=int(kind == "input"))
+        optional = isinstance(tensor, pb.ModelInput) and tensor.optional
+        specs.append(TensorSpec(tensor.name, datatype_of(tensor.data_type, where), shape, optional))
+    return tuple(specs)
+
+
+def _shape(
+    dims: list[int], names: tuple[str | None, ...] | None, where: str, server: ServerParameters, least: int
+) -> tuple[Dimension, ...]:
+    """The declared dims as dimensions.
+
+    ``least`` is the smallest size of a variable dimension that has no declared bounds.
+    """
+    if not dims:
+        raise InvalidConfig(f"{where}: dims: not set; a tensor with one value per row has dims [ 1 ]")
+    if names is not None and len(names) != len(dims):
+        raise InvalidConfig(f"{where}: preheat.shape names {len(names)} dimensions, dims has {len(dims)}")
+    shape: list[Dimension] = []
+    for size, name in zip(dims, names or [None] * len(dims), strict=True):
+        if size < -1 or size == 0:
+            raise InvalidConfig(f"{where}: dims: {size}: must be at least 1, or -1 for a size that varies")
+        if size > 0:
+            shape.append(Dimension.fixed(size))
+        else:
+            shape.append(server.dimensions.get(name or "", Dimension(name, least)))
+    return tuple(shape)
+
+
+def _batching(proto: pb.ModelConfig, file: Path) -> BatchingPolicy | None:
+    if not proto.HasField("dynamic_batching"):
+        return None
+    if proto.max_batch_size < 1:
+        raise InvalidConfig(
+            f"{file}: dynamic_batching: needs max_batch_size of at least 1, it is {proto.max_batch_size}"
+        )
+    preferred = tuple(sorted(set(proto.dynamic_batching.preferred_batch_size)))
+    for rows in preferred:
+        if not 1 <= rows <= proto.max_batch_size:
+            raise InvalidConfig(
+                f"{file}: dynamic_batching: preferred_batch_size: {rows}: must be from 1 to max_batch_size, "
+                f"{proto.max_batch_size}"
+            )
+    return BatchingPolicy(
+        preferred,
+        proto.dynamic_batching.max_queue_delay_microseconds / 1e6,
+        proto.dynamic_batching.default_queue_policy.max_queue_size,
+    )
+
+
+def _instance_groups(proto: pb.ModelConfig, file: Path) -> tuple[InstanceGroup, ...]:
+    groups: list[InstanceGroup] = []
+    for group in proto.instance_group:
+        if group.count < 0:
+            raise InvalidConfig(f"{file}: instance_group: count: {group.count}: must be at least 1")
+        kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
+        if group.gpus and kind == "KIND_CPU":
+            raise InvalidConfig(f"{file}: instance_group: gpus: a group of KIND_CPU has none")
+        groups.append(InstanceGroup(kind, group.count or 1, tuple(group.gpus)))
+    return tuple(groups) or (InstanceGroup("KIND_AUTO", 1),)

@@ -1,0 +1,172 @@
+"""Holding a request against a model's signature, before it may wait.
+
+Nothing unchecked reaches a backend: an engine that trusts its caller reads out of bounds on a wrong shape. Checks run
+in the order in which Triton runs them, so that a request with several faults names the same one: outputs, number and
+names of inputs, batch axis, datatype, shape, named dimensions, payload.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from preheat.backend import Dimension, Signature, TensorSpec
+from preheat.errors import InvalidRequest
+from preheat.messages import InferRequest, InputTensor
+from preheat.scheduling.pending import BatchKey
+from preheat.tensors import Array, Tensors, from_raw
+
+# Sizes beyond this cannot be real, and keep products within what numpy can count.
+_MAX_ELEMENTS = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that fits: its tensors, its size along the batch axis (1 without one), and who may share its batch."""
+
+    inputs: Tensors
+    rows: int
+    batch_key: BatchKey
+
+
+class Gate:
+    """Admits requests to one model version. Immutable after construction: any thread may call it."""
+
+    def __init__(self, model: str, signature: Signature) -> None:
+        self._model = model
+        self._signature = signature
+        self._inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in signature.inputs}
+        self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
+        self._outputs = frozenset(spec.name for spec in signature.outputs)
+        self._ranks = {spec.name: len(spec.shape) + signature.batches for spec in signature.inputs}
+
+    def admit(self, request: InferRequest) -> Admitted:
+        """Check ``request`` and view its payloads as tensors.
+
+        Raises InvalidRequest naming the tensor and what is expected.
+        """
+        try:
+            self._check_outputs(request.requested_outputs)
+            self._check_names(request.inputs)
+            rows = self._check_rows(request.inputs)
+            for tensor in request.inputs:
+                self._check_tensor(tensor)
+            self._check_named_dimensions(request.inputs)
+            inputs = {tensor.name: self._view(tensor) for tensor in request.inputs}
+        except InvalidRequest as exc:
+            raise InvalidRequest(f"[request id: {request.id or '<id_unknown>'}] {exc}") from exc.__cause__
+        skip = int(self._signature.batches)
+        batch_key = tuple(sorted((name, array.shape[skip:]) for name, array in inputs.items()))
+        return Admitted(inputs, rows, batch_key)
+
+    def _check_outputs(self, requested: Sequence[str]) -> None:
+        for position, name in enumerate(requested):
+            if name not in self._outputs:
+                raise InvalidRequest(
+                    f"unexpected inference output '{name}' for model '{self._model}'; it has {_listing(self._outputs)}"
+                )
+            if name in requested[:position]:
+                raise InvalidRequest(f"output '{name}' already exists in request for model '{self._model}'")
+
+    def _check_names(self, inputs: Sequence[InputTensor]) -> None:
+        given = [tensor.name for tensor in inputs]
+        missing = self._required.difference(given)
+        if missing or len(given) > len(self._inputs):
+            least, most = len(self._required), len(self._inputs)
+            expected = str(most) if least == most else f"between {least} and {most}"
+            problem = f", but missing required input(s) {_listing(missing)}" if missing else ""
+            raise InvalidRequest(
+                f"expected {expected} inputs but got {len(given)} inputs for model '{self._model}'. "
+                f"Got input(s) {_listing(given)}{problem}. The model takes {_listing(self._inputs)}."
+            )
+        for position, name in enumerate(given):
+            if name not in self._inputs:
+                raise InvalidRequest(
+                    f"unexpected inference input '{name}' for model '{self._model}'; it takes {_listing(self._inputs)}"
+                )
+            if name in given[:position]:
+                raise InvalidRequest(f"input '{name}' already exists in request for model '{self._model}'")
+
+    def _check_rows(self, inputs: Sequence[InputTensor]) -> int:
+        """The request's rows; the rank is checked here too, since the batch axis depends on it."""
+        for tensor in inputs:
+            if len(tensor.shape) != self._ranks[tensor.name] or any(size < 0 for size in tensor.shape):
+                raise self._wrong_shape(tensor)
+        if not self._signature.batches:
+            return 1
+        rows = inputs[0].shape[0] if inputs else 1
+        for tensor in inputs:
+            if tensor.shape[0] != rows:
+                raise InvalidRequest(
+                    f"input '{tensor.name}' batch size does not match other inputs for '{self._model}': "
+                    f"{tensor.shape[0]} rows, but '{inputs[0].name}' has {rows}"
+                )
+        if not 1 <= rows <= self._signature.max_batch_size:
+            raise InvalidRequest(
+                f"inference request batch-size must be <= {self._signature.max_batch_size} for '{self._model}', "
+                f"and at least 1: got {rows}"
+            )
+        return rows
+
+    def _check_tensor(self, tensor: InputTensor) -> None:
+        spec = self._inputs[tensor.name]
+        if tensor.datatype != spec.datatype.value:
+            raise InvalidRequest(
+                f"inference input '{tensor.name}' data-type is '{tensor.datatype}', but model '{self._model}' expects "
+                f"'{spec.datatype.value}'"
+            )
+        sizes = tensor.shape[1:] if self._signature.batches else tensor.shape
+        if not all(map(Dimension.allows, spec.shape, sizes)) or math.prod(tensor.shape) > _MAX_ELEMENTS:
+            raise self._wrong_shape(tensor)
+
+    def _check_named_dimensions(self, inputs: Sequence[InputTensor]) -> None:
+        """Axes of one name must agree across the inputs of a request."""
+        seen: dict[str, tuple[int, str]] = {}
+        skip = int(self._signature.batches)
+        for tensor in inputs:
+            for dimension, size in zip(self._inputs[tensor.name].shape, tensor.shape[skip:], strict=True):
+                if dimension.name is None:
+                    continue
+                first_size, first_name = seen.setdefault(dimension.name, (size, tensor.name))
+                if size != first_size:
+                    raise InvalidRequest(
+                        f"inputs '{first_name}' and '{tensor.name}' for model '{self._model}' must agree in dimension "
+                        f"'{dimension.name}', but have {first_size} and {size}"
+                    )
+
+    def _view(self, tensor: InputTensor) -> Array:
+        if not isinstance(tensor.data, bytes | memoryview):
+            count = math.prod(tensor.shape)
+            if tensor.data.size != count:
+                raise InvalidRequest(
+                    f"unexpected number of elements for input '{tensor.name}' for model '{self._model}'. "
+                    f"Expected {count}, got {tensor.data.size}"
+                )
+            return tensor.data.reshape(tensor.shape)
+        try:
+            return from_raw(self._inputs[tensor.name].datatype, tensor.shape, tensor.data)
+        except ValueError as exc:
+            raise InvalidRequest(
+                f"input byte size mismatch for input '{tensor.name}' for model '{self._model}' of shape "
+                f"{list(tensor.shape)}: {exc}"
+            ) from exc
+
+    def _wrong_shape(self, tensor: InputTensor) -> InvalidRequest:
+        spec = self._inputs[tensor.name]
+        sizes = [-1 if dimension.size is None else dimension.size for dimension in spec.shape]
+        bounds = ", ".join(str(dimension) for dimension in spec.shape if dimension.size is None)
+        note = ""
+        if self._signature.batches:
+            sizes.insert(0, -1)
+            note = f" NOTE: the first dimension is the batch, 1 to {self._signature.max_batch_size} rows."
+        return InvalidRequest(
+            f"unexpected shape for input '{tensor.name}' for model '{self._model}'. Expected {_shape(sizes)}"
+            f"{f' with {bounds}' if bounds else ''}, got {_shape(tensor.shape)}.{note}"
+        )
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return f"[{','.join(map(str, sizes))}]"
+
+
+def _listing(names: Mapping[str, object] | Sequence[str] | frozenset[str]) -> str:
+    return str(sorted(names))

@@ -1,0 +1,82 @@
+"""Which of the waiting requests run next, together. Pure: no clock, no lock, no thread.
+
+The rule, in order:
+
+1. The oldest request decides: only requests with its batch key can join it, oldest first, until one does not fit.
+2. A batch that cannot grow runs at once: it is full, or the next request of its key does not fit.
+3. A batch whose rows reach the largest preferred size runs at once, at that size.
+4. Otherwise it waits until its oldest request has waited ``max_delay_s``, then runs as it is.
+
+With preferred sizes, rule 4 first tries the largest preferred size that whole requests can fill exactly.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from preheat.scheduling.pending import Pending
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How batches may be formed. ``max_rows`` 1 with ``joins`` False: every request runs alone, whatever its rows."""
+
+    max_rows: int
+    joins: bool = False
+    preferred_rows: tuple[int, ...] = ()
+    max_delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to do now.
+
+    Run ``batch`` (if any), refuse ``expired``, and look again at ``look_again_s`` (None: on news only).
+    """
+
+    batch: list[Pending] = field(default_factory=list)
+    expired: list[Pending] = field(default_factory=list)
+    look_again_s: float | None = None
+
+
+def choose(waiting: Iterable[Pending], now_s: float, limits: BatchLimits) -> Choice:
+    """Choose from ``waiting``, which is in order of arrival."""
+    candidates: list[Pending] = []
+    expired: list[Pending] = []
+    rows, closed = 0, False
+    for pending in waiting:
+        if pending.deadline_s is not None and pending.deadline_s <= now_s:
+            expired.append(pending)
+        elif not candidates or pending.batch_key == candidates[0].batch_key:
+            if candidates and rows + pending.rows > limits.max_rows:
+                closed = True
+                break
+            candidates.append(pending)
+            rows += pending.rows
+            if not limits.joins or rows >= limits.max_rows:
+                closed = True
+                break
+    if not candidates or closed:
+        return Choice(candidates, expired)
+    return _ripen(candidates, expired, now_s, limits)
+
+
+def _ripen(candidates: list[Pending], expired: list[Pending], now_s: float, limits: BatchLimits) -> Choice:
+    """Decide for a batch that could still grow: run it (rules 3 and 4), or wait."""
+    preferred = _fill_preferred(candidates, limits.preferred_rows)
+    if preferred and sum(pending.rows for pending in preferred) == limits.preferred_rows[-1]:
+        return Choice(preferred, expired)
+    ripe_s = candidates[0].arrived_s + limits.max_delay_s
+    if ripe_s <= now_s:
+        return Choice(preferred or candidates, expired)
+    deadlines = [pending.deadline_s for pending in candidates if pending.deadline_s is not None]
+    return Choice([], expired, min(ripe_s, *deadlines))
+
+
+def _fill_preferred(candidates: list[Pending], preferred_rows: tuple[int, ...]) -> list[Pending]:
+    """The longest run of the oldest candidates whose rows add up to a preferred size; empty if none does."""
+    rows, longest = 0, 0
+    for count, pending in enumerate(candidates, start=1):
+        rows += pending.rows
+        if rows in preferred_rows:
+            longest = count
+    return candidates[:longest]

@@ -1,0 +1,96 @@
+"""Joining requests into one batch and cutting its answer apart. Pure: called on instance threads, keeps nothing."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from preheat.backend import Signature, TensorSpec
+from preheat.errors import ExecutionFailed
+from preheat.tensors import Array, Tensors
+
+
+def bucket_for(rows: int, buckets: Sequence[int]) -> int:
+    """The smallest of ``buckets`` (ascending) that holds ``rows``; ``rows`` itself when there are none."""
+    return next((bucket for bucket in buckets if bucket >= rows), rows)
+
+
+def collate(parts: Sequence[Tensors], rows: int) -> Tensors:
+    """Join ``parts`` along axis 0 and pad to ``rows`` by repeating the first row.
+
+    A real row is repeated rather than zeros, because zeros may be invalid input. A lone part that needs no padding is
+    passed on as it is, uncopied.
+    """
+    if len(parts) == 1 and all(array.shape[0] == rows for array in parts[0].values()):
+        return parts[0]
+    return {name: _join([part[name] for part in parts], rows) for name in parts[0]}
+
+
+def _join(arrays: Sequence[Array], rows: int) -> Array:
+    joined = np.empty((rows, *arrays[0].shape[1:]), arrays[0].dtype)
+    end = 0
+    for array in arrays:
+        start, end = end, end + array.shape[0]
+        joined[start:end] = array
+    joined[end:] = arrays[0][:1]
+    return joined
+
+
+class OutputCheck:
+    """Holds a session's outputs against the signature: a model that breaks its promise must not break its callers.
+
+    Immutable after construction.
+    """
+
+    def __init__(self, model: str, signature: Signature) -> None:
+        self._model = model
+        self._signature = signature
+
+    def check(self, outputs: Tensors, inputs: Tensors, rows: int | None) -> Tensors:
+        """The signature's outputs, checked; raises ExecutionFailed naming the first that breaks it.
+
+        ``rows`` is the batch axis of ``inputs``, None for a model without one. Named dimensions of outputs must have
+        the sizes that they have in ``inputs``.
+        """
+        sizes = self._named_sizes(inputs)
+        return {
+            spec.name: self._check_one(spec, outputs.get(spec.name), rows, sizes) for spec in self._signature.outputs
+        }
+
+    def _named_sizes(self, inputs: Tensors) -> Mapping[str, int]:
+        skip = int(self._signature.batches)
+        return {
+            dimension.name: size
+            for spec in self._signature.inputs
+            if spec.name in inputs
+            for dimension, size in zip(spec.shape, inputs[spec.name].shape[skip:], strict=True)
+            if dimension.name is not None
+        }
+
+    def _check_one(self, spec: TensorSpec, array: Array | None, rows: int | None, sizes: Mapping[str, int]) -> Array:
+        if array is None:
+            raise ExecutionFailed(f"model '{self._model}' gave no output '{spec.name}'")
+        if array.dtype != spec.datatype.numpy:
+            raise ExecutionFailed(
+                f"output '{spec.name}' of model '{self._model}' is {array.dtype}, "
+                f"its signature says {spec.datatype.value}"
+            )
+        if rows is not None and (array.ndim == 0 or array.shape[0] != rows):
+            got = array.shape[0] if array.ndim else "none"
+            raise ExecutionFailed(f"output '{spec.name}' of model '{self._model}' has {got} rows for a batch of {rows}")
+        shape = array.shape if rows is None else array.shape[1:]
+        fits = len(shape) == len(spec.shape) and all(
+            dimension.allows(size) and sizes.get(dimension.name or "", size) == size
+            for dimension, size in zip(spec.shape, shape, strict=True)
+        )
+        if not fits:
+            expected = ", ".join(str(sizes.get(dimension.name or "", dimension)) for dimension in spec.shape)
+            raise ExecutionFailed(
+                f"output '{spec.name}' of model '{self._model}' has shape {list(shape)} "
+                f"{'' if rows is None else 'for each row '}and should have [{expected}]"
+            )
+        return array
+
+
+def cut(outputs: Tensors, start: int, stop: int) -> Tensors:
+    """Views of the rows from ``start`` up to ``stop``."""
+    return {name: array[start:stop] for name, array in outputs.items()}

@@ -1,0 +1,183 @@
+"""Executing one batch: collate, infer, check, cut, answer."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from preheat.backend import Request, RequestSession, Session, Signature, TensorSession
+from preheat.errors import ExecutionFailed, InternalError, RequestTimeout, ServingError
+from preheat.messages import InferResponse, OutputTensor
+from preheat.scheduling.collation import OutputCheck, bucket_for, collate, cut
+from preheat.scheduling.pending import Answer, Pending
+from preheat.scheduling.warmup import WarmupBatch
+from preheat.telemetry.events import BatchExecuted, Observer
+from preheat.tensors import Tensors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """When the stages of one batch ended, on the executor's clock."""
+
+    collated_s: float
+    inferred_s: float
+
+
+class Executor:
+    """Runs batches of one model version on whichever instance's session it is given.
+
+    Holds no mutable state: every instance thread calls the same executor. ``buckets`` are the batch sizes to pad to;
+    empty to run batches at their own size.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        version: int,
+        *,
+        signature: Signature,
+        buckets: Sequence[int],
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._model = model
+        self._version = version
+        self._signature = signature
+        self._buckets = buckets
+        self._observer = observer
+        self._clock = clock
+        self._check = OutputCheck(model, signature)
+        self._output_types = {spec.name: spec.datatype for spec in signature.outputs}
+
+    def execute(self, session: Session, batch: Sequence[Pending]) -> None:
+        """Run ``batch`` and answer each of its requests. Never raises: a failure is the answer of this batch alone."""
+        live = [pending for pending in batch if not pending.answered]
+        if not live:
+            return
+        started_s = self._clock()
+        try:
+            answers, stages = self._run(session, live)
+        except ServingError as exc:
+            self._fail(live, exc)
+        except (Exception, SystemExit):  # a model that calls sys.exit() must not end its instance's thread
+            log.exception("model '%s' version %d: executing a batch failed", self._model, self._version)
+            self._fail(live, InternalError())
+        else:
+            answered = [
+                pending
+                for pending, answer in zip(live, answers, strict=True)
+                if pending.answer(answer) and isinstance(answer, InferResponse)
+            ]
+            self._report(answered, started_s, stages)
+
+    def refuse_expired(self, pending: Pending) -> None:
+        """Answer a request whose time ran out in the queue."""
+        pending.answer(RequestTimeout("Request timeout expired"))
+
+    def warm(self, session: Session, batch: WarmupBatch) -> None:
+        """Run one warm-up batch on the path of real ones; raises what the session raises."""
+        if isinstance(session, RequestSession):
+            skip = int(self._signature.batches)
+            requests = [Request("warm-up", part, _rows(part) if skip else 1, (), {}) for part in batch.parts]
+            for outcome in session.execute(requests):
+                if isinstance(outcome, ServingError):
+                    raise outcome
+            return
+        rows = len(batch.parts) if self._signature.batches else None
+        self._infer(session, collate(batch.parts, self._padded(rows)) if rows else batch.parts[0], rows)
+
+    def _run(self, session: Session, live: Sequence[Pending]) -> tuple[Sequence[Answer], _Stages]:
+        if isinstance(session, RequestSession):
+            return self._run_requests(session, live)
+        rows = sum(pending.rows for pending in live) if self._signature.batches else None
+        parts = [pending.inputs for pending in live]
+        inputs = parts[0] if rows is None else collate(parts, self._padded(rows))
+        collated_s = self._clock()
+        outputs = self._infer(session, inputs, rows)
+        stages = _Stages(collated_s, self._clock())
+        return self._split(live, outputs), stages
+
+    def _run_requests(self, session: RequestSession, live: Sequence[Pending]) -> tuple[Sequence[Answer], _Stages]:
+        requests = [
+            Request(
+                pending.request.id,
+                pending.inputs,
+                pending.rows,
+                pending.request.requested_outputs,
+                pending.request.parameters,
+            )
+            for pending in live
+        ]
+        collated_s = self._clock()
+        outcomes = session.execute(requests)
+        stages = _Stages(collated_s, self._clock())
+        if len(outcomes) != len(live):
+            raise ExecutionFailed(
+                f"model '{self._model}' answered {len(outcomes)} of {len(live)} requests; it must answer each"
+            )
+        return [self._answer_outcome(pending, outcome) for pending, outcome in zip(live, outcomes, strict=True)], stages
+
+    def _answer_outcome(self, pending: Pending, outcome: Tensors | ServingError) -> Answer:
+        """One request's outcome as its answer; a bad outcome is that request's error alone."""
+        if isinstance(outcome, ServingError):
+            return outcome
+        try:
+            rows = pending.rows if self._signature.batches else None
+            return self._respond(pending, self._check.check(outcome, pending.inputs, rows))
+        except ExecutionFailed as exc:
+            return exc
+
+    def _infer(self, session: Session, inputs: Tensors, rows: int | None) -> Tensors:
+        if not isinstance(session, TensorSession):
+            raise TypeError(f"{type(session).__name__} is neither a TensorSession nor a RequestSession")
+        outputs = session.infer(inputs)
+        return self._check.check(outputs, inputs, None if rows is None else self._padded(rows))
+
+    def _padded(self, rows: int) -> int:
+        return bucket_for(rows, self._buckets)
+
+    def _split(self, live: Sequence[Pending], outputs: Tensors) -> list[Answer]:
+        if not self._signature.batches:
+            return [self._respond(live[0], outputs)]
+        answers: list[Answer] = []
+        stop = 0
+        for pending in live:
+            start, stop = stop, stop + pending.rows
+            answers.append(self._respond(pending, cut(outputs, start, stop)))
+        return answers
+
+    def _respond(self, pending: Pending, outputs: Tensors) -> InferResponse:
+        names = pending.request.requested_outputs or outputs
+        return InferResponse(
+            self._model,
+            str(self._version),
+            pending.request.id,
+            tuple(OutputTensor(name, self._output_types[name], outputs[name]) for name in names),
+        )
+
+    def _fail(self, live: Sequence[Pending], error: ServingError) -> None:
+        for pending in live:
+            pending.answer(error)
+
+    def _report(self, answered: Sequence[Pending], started_s: float, stages: _Stages) -> None:
+        if not answered:
+            return
+        now_s = self._clock()
+        self._observer(
+            BatchExecuted(
+                self._model,
+                self._version,
+                rows=sum(pending.rows for pending in answered),
+                queue_s=[started_s - pending.arrived_s for pending in answered],
+                request_s=[now_s - pending.arrived_s for pending in answered],
+                compute_input_s=stages.collated_s - started_s,
+                compute_infer_s=stages.inferred_s - stages.collated_s,
+                compute_output_s=now_s - stages.inferred_s,
+            )
+        )
+
+
+def _rows(part: Tensors) -> int:
+    return next((array.shape[0] for array in part.values()), 1)

@@ -1,0 +1,78 @@
+"""A request on its way: admitted, waiting or executing, and answered exactly once."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeAlias
+
+from preheat.errors import ServingError
+from preheat.messages import InferRequest, InferResponse
+from preheat.tensors import Tensors
+
+log = logging.getLogger(__name__)
+
+Answer: TypeAlias = InferResponse | ServingError
+# Arrays in an answer may be overwritten once the call returns: a reply encodes or copies them before that.
+Reply: TypeAlias = Callable[[Answer], None]
+# Requests share a batch only if their keys are equal: for each input present, its name and its shape without the
+# batch axis.
+BatchKey: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class Pending:
+    """An admitted request and the reply it is owed.
+
+    Made by the thread that submits; afterwards any thread may try to :meth:`answer`, and exactly one succeeds.
+    Everything else is fixed at construction. Times are on the clock of ``time.monotonic``. ``settle`` is called after
+    the reply has been given, by the same thread: the model version counts the answer and lets the request go.
+    """
+
+    __slots__ = (
+        "_answer_right",
+        "_reply",
+        "_settle",
+        "arrived_s",
+        "batch_key",
+        "deadline_s",
+        "inputs",
+        "request",
+        "rows",
+    )
+
+    def __init__(
+        self,
+        request: InferRequest,
+        reply: Reply,
+        *,
+        inputs: Tensors,
+        rows: int,
+        batch_key: BatchKey,
+        arrived_s: float,
+        settle: Callable[["Pending", Answer], None],
+    ) -> None:
+        self.request = request
+        self.inputs = inputs
+        self.rows = rows
+        self.batch_key = batch_key
+        self.arrived_s = arrived_s
+        self.deadline_s = request.deadline_s
+        self._reply = reply
+        self._settle = settle
+        # Taken by the one call that may answer, and never given back.
+        self._answer_right = threading.Lock()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the reply has been given: nothing more needs computing."""
+        return self._answer_right.locked()
+
+    def answer(self, answer: Answer) -> bool:
+        """Give the reply, unless it was given before. Returns whether this call gave it. Never raises."""
+        if not self._answer_right.acquire(blocking=False):
+            return False
+        try:
+            self._reply(answer)
+        except Exception:
+            log.exception("the reply to a request for model '%s' could not be delivered", self.request.model)
+        self._settle(self, answer)
+        return True

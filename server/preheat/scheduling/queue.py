@@ -1,0 +1,99 @@
+"""The bounded queue in front of a model version's workers."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from preheat.errors import QueueFull
+from preheat.scheduling.batching import BatchLimits, Choice, choose
+from preheat.scheduling.pending import Pending
+
+
+class RequestQueue:
+    """Requests waiting for a worker, bounded in requests and in payload bytes.
+
+    Safe from any thread. All state is ``_waiting`` (in order of arrival), ``_bytes`` (the sum of its payloads) and
+    ``_closed``, changed only under ``_news``.
+    """
+
+    def __init__(
+        self,
+        limits: BatchLimits,
+        *,
+        max_requests: int,
+        max_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._news = threading.Condition(threading.Lock())
+        self._waiting: OrderedDict[Pending, None] = OrderedDict()
+        self._bytes = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, pending: Pending) -> bool:
+        """Add a request; False if the queue is closed. Raises QueueFull at a limit.
+
+        A request larger than the limit in bytes is taken when nothing else waits: it could never be served otherwise.
+        """
+        size = pending.request.payload_bytes
+        with self._news:
+            if self._closed:
+                return False
+            if len(self._waiting) >= self._max_requests:
+                raise QueueFull(f"{_subject(pending)} Exceeds maximum queue size: {self._max_requests} requests wait")
+            if self._waiting and self._bytes + size > self._max_bytes:
+                raise QueueFull(
+                    f"{_subject(pending)} Exceeds maximum queue size: {self._bytes} bytes wait, "
+                    f"{size} more would pass the limit of {self._max_bytes}"
+                )
+            self._waiting[pending] = None
+            self._bytes += size
+            self._news.notify()
+        return True
+
+    def take(self) -> Choice | None:
+        """Block until there is a batch to run or a request to refuse; None once closed and empty. For workers."""
+        with self._news:
+            while True:
+                now_s = self._clock()
+                choice = choose(self._waiting, now_s, self._limits)
+                if choice.batch or choice.expired:
+                    self._remove(choice.batch)
+                    self._remove(choice.expired)
+                    # What is left may make another batch now; its own news went to the worker that is leaving with
+                    # this one.
+                    if self._waiting:
+                        self._news.notify()
+                    return choice
+                if self._closed and not self._waiting:
+                    return None
+                self._news.wait(None if choice.look_again_s is None else max(0.0, choice.look_again_s - now_s))
+
+    def discard(self, pending: Pending) -> None:
+        """Forget a request that has been answered otherwise; no effect if it is not waiting."""
+        with self._news:
+            if pending in self._waiting:
+                self._remove([pending])
+
+    def close(self) -> None:
+        """Take no more requests. Workers drain what waits, then :meth:`take` returns None."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+
+    def _remove(self, gone: list[Pending]) -> None:
+        for pending in gone:
+            del self._waiting[pending]
+            self._bytes -= pending.request.payload_bytes
+
+
+def _subject(pending: Pending) -> str:
+    """How Triton begins the errors that name a request."""
+    return f"[request id: {pending.request.id or '<id_unknown>'}]"

@@ -1,0 +1,87 @@
+"""The thread that owns one instance: it opens the session, warms it, serves it and closes it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeAlias
+
+from preheat.backend import Instance, Model, Session
+from preheat.errors import LoadFailed
+from preheat.scheduling.execution import Executor
+from preheat.scheduling.queue import RequestQueue
+from preheat.scheduling.warmup import WarmupBatch
+
+log = logging.getLogger(__name__)
+
+WarmupPlan: TypeAlias = Callable[[Session], Sequence[WarmupBatch]]
+
+
+class Worker:
+    """One instance of a model version, on a thread of its own for life.
+
+    CUDA graphs, grad mode and thread counts belong to a thread, so what warms is what serves. The session never
+    leaves the thread. :attr:`warm` resolves to the seconds of warm-up, or to why the instance could not be made
+    ready; from then on the thread takes batches from ``queue`` until that is closed and empty.
+    """
+
+    def __init__(
+        self, model: Model, instance: Instance, *, name: str, plan: WarmupPlan, executor: Executor, queue: RequestQueue
+    ) -> None:
+        self._model = model
+        self._instance = instance
+        self._name = name
+        self._plan = plan
+        self._executor = executor
+        self._queue = queue
+        self.warm: Future[float] = Future()
+        # Daemon: a session that never returns must not keep the process from ending after the drain limit.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin opening and warming. Call once."""
+        self._thread.start()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread to end, at most ``timeout_s``; whether it has."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            session = self._model.open(self._instance)
+        except (Exception, SystemExit) as exc:
+            self.warm.set_exception(exc)
+            return
+        try:
+            self.warm.set_result(self._warm(session))
+        except (Exception, SystemExit) as exc:
+            self.warm.set_exception(exc)
+        else:
+            self._serve(session)
+        finally:
+            self._close(session)
+
+    def _warm(self, session: Session) -> float:
+        """Run the warm-up plan; the seconds it took."""
+        started_s = time.monotonic()
+        for batch in self._plan(session):
+            try:
+                self._executor.warm(session, batch)
+            except (Exception, SystemExit) as exc:
+                raise LoadFailed(f"warm-up of {self._name} failed at {batch.label}: {exc}") from exc
+        return time.monotonic() - started_s
+
+    def _serve(self, session: Session) -> None:
+        while (choice := self._queue.take()) is not None:
+            for pending in choice.expired:
+                self._executor.refuse_expired(pending)
+            if choice.batch:
+                self._executor.execute(session, choice.batch)
+
+    def _close(self, session: Session) -> None:
+        try:
+            session.close()
+        except Exception:
+            log.exception("closing %s failed", self._name)

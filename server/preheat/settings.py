@@ -1,0 +1,145 @@
+"""The server's settings: one table of fields that drives the command line, the environment and validation."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ENVIRONMENT_PREFIX = "PREHEAT_"
+
+
+class InvalidSetting(ValueError):
+    """A setting that cannot be.
+
+    The text names it, its value and what is allowed. Raised by settings, shown by the CLI.
+    """
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise ValueError("must be a port from 1 to 65535, or 0 for a free one")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("must be a whole number of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError("must be seconds, 0 or more")
+    return value
+
+
+def _level(text: str) -> str:
+    if text not in LOG_LEVELS:
+        raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+    return text
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _setting(default: Any, parse: Callable[[str], Any], text: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the operator decides.
+
+    Only the composition root sees it whole; the rest of the server is passed what it uses.
+    """
+
+    repositories: tuple[Path, ...]
+    host: str = _setting("127.0.0.1", _text, "address to listen on, for gRPC and for metrics")
+    grpc_port: int = _setting(8001, _port, "port for gRPC; 0 takes a free one and logs it")
+    metrics_port: int = _setting(8002, _port, "port for Prometheus metrics; 0 takes a free one and logs it")
+    id: str = _setting("preheat", _text, "the server's name in its metadata")
+    load_concurrency: int = _setting(
+        max(1, min(4, os.cpu_count() or 1)), _count, "how many model versions are loaded at a time"
+    )
+    max_queue_requests: int = _setting(
+        1024, _count, "how many requests may wait for a model version that sets no max_queue_size; more are refused"
+    )
+    max_queue_bytes: int = _setting(
+        2**30, _count, "how many bytes of request payload may wait for a model version; more are refused"
+    )
+    lame_duck_seconds: float = _setting(
+        0.0, _seconds, "on SIGTERM, how long to go on serving while reporting not ready, so that balancers can notice"
+    )
+    exit_timeout_seconds: float = _setting(
+        30.0,
+        _seconds,
+        "on SIGTERM, how long accepted requests may take before they get an error",
+    )
+    log_level: str = _setting("info", _level, f"what to log: {', '.join(LOG_LEVELS)}")
+
+
+def option_fields() -> list["dataclasses.Field[Any]"]:
+    """The fields that are options: each has ``parse`` and ``help`` in its metadata."""
+    return [each for each in dataclasses.fields(Settings) if each.metadata]
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of field ``name``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of field ``name``."""
+    return f"{ENVIRONMENT_PREFIX}{name.upper()}"
+
+
+def make_settings(
+    repositories: tuple[Path, ...], flags: Mapping[str, str | None], environment: Mapping[str, str]
+) -> Settings:
+    """Settings from flags (by field name, None where not given), then environment, then defaults.
+
+    Raises InvalidSetting.
+    """
+    values: dict[str, Any] = {}
+    for each in option_fields():
+        flag, variable = flag_of(each.name), variable_of(each.name)
+        if (text := flags.get(each.name)) is not None:
+            values[each.name] = _parse(each, text, flag)
+        elif variable in environment:
+            values[each.name] = _parse(each, environment[variable], variable)
+    return Settings(repositories=repositories, **values)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like settings and are none.
+
+    They may be misspelt, so they are worth a warning; they may be Kubernetes describing a service called "preheat", so
+    they are no error.
+    """
+    known = {variable_of(each.name) for each in option_fields()}
+    return sorted(name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard error, one line an event."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+    )
+
+
+def _parse(each: "dataclasses.Field[Any]", text: str, where: str) -> Any:
+    try:
+        return each.metadata["parse"](text)
+    except ValueError as exc:
+        raise InvalidSetting(f"{where}: {text!r}: {exc}") from exc

@@ -1,0 +1,82 @@
+"""Facts the server states about itself. A leaf: any layer may emit them, and only telemetry counts them.
+
+An observer is called on whatever thread the fact arose on, must be quick, and must not raise.
+"""
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+class FailureReason(enum.Enum):
+    """Why a request failed, as Triton labels ``nv_inference_request_failure``."""
+
+    REJECTED = "REJECTED"
+    CANCELED = "CANCELED"
+    BACKEND = "BACKEND"
+    OTHER = "OTHER"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchExecuted:
+    """A batch was executed and its requests answered.
+
+    ``rows`` real rows, without padding. ``queue_s`` and ``request_s`` have one entry per request: its time in the queue
+    and its time from arrival to its encoded answer. The three compute times are those of the batch, in seconds.
+    """
+
+    model: str
+    version: int
+    rows: int
+    queue_s: Sequence[float]
+    request_s: Sequence[float]
+    compute_input_s: float
+    compute_infer_s: float
+    compute_output_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """A request to a known model version got an error."""
+
+    model: str
+    version: int
+    reason: FailureReason
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """A model version moved from one state to another; ``reason`` says why where there is something to say."""
+
+    model: str
+    version: int
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionLoaded:
+    """A model version is warm.
+
+    ``load_s`` is reading, building and opening; ``warmup_s`` is the slowest instance's warm-up.
+    """
+
+    model: str
+    version: int
+    load_s: float
+    warmup_s: float
+
+
+Event: TypeAlias = BatchExecuted | RequestFailed | StateChanged | VersionLoaded
+Observer: TypeAlias = Callable[[Event], None]
+
+
+def broadcast(*observers: Observer) -> Observer:
+    """One observer that passes each event to all of ``observers``, in order."""
+
+    def observe(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    return observe

@@ -1,0 +1,26 @@
+"""Events as log lines: one as each model comes up, goes, or fails."""
+
+import logging
+
+from preheat.telemetry.events import Event, StateChanged, VersionLoaded
+
+log = logging.getLogger("preheat.models")
+
+
+def log_event(event: Event) -> None:
+    """Log what an operator wants to see pass; requests leave no line. An :data:`~preheat.telemetry.events.Observer`."""
+    match event:
+        case VersionLoaded():
+            log.info(
+                "%s/%d is warm: loaded in %.1f s, warmed in %.1f s",
+                event.model, event.version, event.load_s, event.warmup_s,
+            )  # fmt: skip
+        case StateChanged(state="FAILED"):
+            log.error("%s FAILED: %s", _subject(event), event.reason)
+        case StateChanged():
+            log.info("%s %s%s", _subject(event), event.state, f": {event.reason}" if event.reason else "")
+
+
+def _subject(event: StateChanged) -> str:
+    # Version 0: the model has no version that could be tried.
+    return f"{event.model}/{event.version}" if event.version else event.model

@@ -1,0 +1,143 @@
+"""The statistics as Prometheus metrics, on a port of their own.
+
+``nv_*`` families carry Triton's names, labels and units, so that its dashboards work; ``preheat_*`` are ours.
+Everything is formed when scraped, so a request pays for none of it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from preheat.telemetry.statistics import Histogram, Statistics, VersionStatistics
+
+_LABELS = ["model", "version"]
+_STATES = ("LOADING", "READY", "DRAINING", "UNLOADED", "FAILED")
+
+# Triton's cumulative counters: name, help, value.
+_COUNTERS: tuple[tuple[str, str, Callable[[VersionStatistics], float]], ...] = (
+    ("nv_inference_request_success", "Number of successful inference requests", lambda v: v.requests),
+    ("nv_inference_count", "Number of inferences performed: the rows of successful requests", lambda v: v.inferences),
+    ("nv_inference_exec_count", "Number of batches executed", lambda v: v.executions),
+    ("nv_inference_request_duration_us", "Cumulative microseconds from arrival to answer", lambda v: v.request_s * 1e6),
+    ("nv_inference_queue_duration_us", "Cumulative microseconds requests waited", lambda v: v.queue_s * 1e6),
+    (
+        "nv_inference_compute_input_duration_us",
+        "Cumulative microseconds spent joining inputs",
+        lambda v: v.compute_input_s * 1e6,
+    ),
+    (
+        "nv_inference_compute_infer_duration_us",
+        "Cumulative microseconds spent in the model",
+        lambda v: v.compute_infer_s * 1e6,
+    ),
+    (
+        "nv_inference_compute_output_duration_us",
+        "Cumulative microseconds spent cutting and encoding outputs",
+        lambda v: v.compute_output_s * 1e6,
+    ),
+)
+_HISTOGRAMS: tuple[tuple[str, str, Callable[[VersionStatistics], Histogram]], ...] = (
+    ("preheat_request_duration_seconds", "From arrival to answer, per request", lambda v: v.request_histogram),
+    ("preheat_queue_duration_seconds", "Waiting for a worker, per request", lambda v: v.queue_histogram),
+    ("preheat_compute_duration_seconds", "In the model, per batch", lambda v: v.infer_histogram),
+    ("preheat_batch_rows", "Rows of each executed batch, without padding", lambda v: v.rows_histogram),
+)
+
+
+class StatisticsCollector(Collector):
+    """Forms metric families from ``statistics`` on each scrape.
+
+    ``waiting`` gives the queue length by model and version.
+    """
+
+    def __init__(self, statistics: Statistics, waiting: Callable[[], Mapping[tuple[str, int], int]]) -> None:
+        self._statistics = statistics
+        self._waiting = waiting
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the HTTP server's thread."""
+        # Version 0 stands for a model that has no version that could be tried.
+        versions = {(model, str(version)): v for (model, version), v in self._statistics.snapshot().items() if version}
+        for name, text, value in _COUNTERS:
+            yield _untotalled(name, text, ((labels, value(v)) for labels, v in versions.items()))
+        yield self._failures(versions)
+        for name, text, histogram in _HISTOGRAMS:
+            family = HistogramMetricFamily(name, text, labels=_LABELS)
+            for labels, v in versions.items():
+                family.add_metric(labels, _cumulative(histogram(v)), histogram(v).total)
+            yield family
+        yield self._pending()
+        yield from self._loading(versions)
+
+    def describe(self) -> Iterable[Metric]:
+        """Empty: families appear with the first model, and registering must not collect."""
+        return []
+
+    def _failures(self, versions: Mapping[tuple[str, str], VersionStatistics]) -> Metric:
+        samples = (
+            ((*labels, reason.value), float(count))
+            for labels, v in versions.items()
+            for reason, count in v.failures.items()
+        )
+        text = "Number of failed inference requests, by reason"
+        return _untotalled("nv_inference_request_failure", text, samples, [*_LABELS, "reason"])
+
+    def _pending(self) -> Metric:
+        family = GaugeMetricFamily(
+            "nv_inference_pending_request_count", "Requests waiting for a worker", labels=_LABELS
+        )
+        for (model, version), count in self._waiting().items():
+            family.add_metric((model, str(version)), count)
+        return family
+
+    def _loading(self, versions: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
+        total = GaugeMetricFamily("nv_model_load_duration_secs", "Seconds from LOADING to READY", labels=_LABELS)
+        warmup = GaugeMetricFamily("preheat_model_warmup_seconds", "Seconds of warm-up before READY", labels=_LABELS)
+        state = GaugeMetricFamily("preheat_model_state", "1 for the state it is in", labels=[*_LABELS, "state"])
+        for labels, v in versions.items():
+            if v.load_s is not None and v.warmup_s is not None:
+                total.add_metric(labels, v.load_s + v.warmup_s)
+                warmup.add_metric(labels, v.warmup_s)
+            for name in _STATES:
+                state.add_metric((*labels, name), float(v.state == name))
+        yield from (total, warmup, state)
+
+
+class MetricsServer:
+    """Serves ``/metrics`` on threads of its own until :meth:`close`."""
+
+    def __init__(self, collector: Collector, *, host: str, port: int) -> None:
+        """Bind and serve at once; raises OSError if the port cannot be had. Port 0 takes a free one."""
+        registry = CollectorRegistry()
+        registry.register(collector)
+        self._server, self._thread = start_http_server(port, host, registry)
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Stop serving. Blocks until the server's thread has ended."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _untotalled(
+    name: str, text: str, samples: Iterable[tuple[tuple[str, ...], float]], labels: list[str] | None = None
+) -> Metric:
+    """A counter under exactly ``name``: the client library would add ``_total``, which Triton's names do not have."""
+    names = labels or _LABELS
+    family = Metric(name, text, "counter")
+    for values, value in samples:
+        family.add_sample(name, dict(zip(names, values, strict=True)), value)
+    return family
+
+
+def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
+    """The buckets as Prometheus wants them: each counts all values up to its bound."""
+    buckets: list[tuple[str, float]] = []
+    count = 0
+    for bound, in_bucket in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        count += in_bucket
+        buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), count))
+    return buckets

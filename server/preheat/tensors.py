@@ -1,0 +1,119 @@
+"""Tensors and their datatypes, as clients name them and as numpy holds them.
+
+Host tensors are ``numpy.ndarray``; BF16 is ``ml_dtypes.bfloat16``; BYTES is an object array whose elements are
+``bytes``.
+"""
+
+import enum
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, Self, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Tensors: TypeAlias = Mapping[str, Array]
+Buffer: TypeAlias = bytes | memoryview
+
+
+class DataType(enum.Enum):
+    """A tensor's element type. The value is its name in KServe v2 metadata (protocol: "Tensor Data Types")."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+    BF16 = "BF16"
+    BYTES = "BYTES"
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The dtype of host arrays that hold this type."""
+        return _NUMPY[self]
+
+    @property
+    def itemsize(self) -> int | None:
+        """Bytes per element, or None for BYTES, whose elements vary."""
+        return None if self is DataType.BYTES else _NUMPY[self].itemsize
+
+    @classmethod
+    def of(cls, dtype: np.dtype[Any]) -> Self:
+        """The type that holds ``dtype``.
+
+        Raises KeyError for one that has no name in the protocol (complex, datetime).
+        """
+        return cls("BYTES") if dtype.kind in "OSU" else cls(_NAMES[dtype])
+
+
+_NUMPY: dict[DataType, np.dtype[Any]] = {
+    DataType.BOOL: np.dtype(np.bool_),
+    DataType.UINT8: np.dtype(np.uint8),
+    DataType.UINT16: np.dtype(np.uint16),
+    DataType.UINT32: np.dtype(np.uint32),
+    DataType.UINT64: np.dtype(np.uint64),
+    DataType.INT8: np.dtype(np.int8),
+    DataType.INT16: np.dtype(np.int16),
+    DataType.INT32: np.dtype(np.int32),
+    DataType.INT64: np.dtype(np.int64),
+    DataType.FP16: np.dtype(np.float16),
+    DataType.FP32: np.dtype(np.float32),
+    DataType.FP64: np.dtype(np.float64),
+    DataType.BF16: np.dtype(ml_dtypes.bfloat16),
+    DataType.BYTES: np.dtype(np.object_),
+}
+_LENGTH = struct.Struct("<I")
+_NAMES = {dtype: datatype.value for datatype, dtype in _NUMPY.items()}
+
+
+def from_raw(datatype: DataType, shape: tuple[int, ...], data: Buffer) -> Array:
+    """View ``data``, in the binary tensor format, as an array of ``shape``.
+
+    The format is row-major and little-endian without padding; a BYTES element is its length as 4 bytes followed by that
+    many bytes (KServe v2, "Raw Tensor Contents"). The result is a read-only view where the bytes are aligned for their
+    type, a copy otherwise. Raises ValueError when ``data`` does not hold exactly the elements of ``shape``.
+    """
+    if datatype is DataType.BYTES:
+        return _split_elements(data, math.prod(shape)).reshape(shape)
+    expected = math.prod(shape) * datatype.numpy.itemsize
+    if len(data) != expected:
+        raise ValueError(f"expected {expected} bytes, got {len(data)}")
+    array = np.frombuffer(data, datatype.numpy).reshape(shape)
+    return array if array.flags.aligned else array.copy()
+
+
+def _split_elements(data: Buffer, count: int) -> Array:
+    """The ``count`` length-prefixed elements of ``data``."""
+    elements: list[bytes] = []
+    view = memoryview(data)
+    offset = 0
+    while offset < len(view):
+        start = offset + _LENGTH.size
+        if start > len(view):
+            raise ValueError(f"element {len(elements)}: its length is cut off at byte {offset}")
+        offset = start + _LENGTH.unpack_from(view, offset)[0]
+        if offset > len(view):
+            raise ValueError(f"element {len(elements)}: {offset - start} bytes announced, {len(view) - start} there")
+        elements.append(bytes(view[start:offset]))
+    if len(elements) != count:
+        raise ValueError(f"expected {count} elements, got {len(elements)}")
+    array = np.empty(count, np.object_)
+    array[:] = elements
+    return array
+
+
+def to_raw(array: Array) -> bytes:
+    """The binary tensor format of ``array``: the inverse of :func:`from_raw`."""
+    if array.dtype.kind != "O":
+        return array.tobytes()
+    return b"".join(part for element in array.flat for part in (_LENGTH.pack(len(element)), element))

@@ -1,0 +1,98 @@
+"""The RPCs of ``inference.GRPCInferenceService`` as functions of bytes, shared by all transports."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TypeAlias, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from preheat.engine import Engine, Ticket
+from preheat.errors import InternalError, InvalidRequest, ServingError
+from preheat.messages import InferResponse
+from preheat.protocol import grpc_service_pb2 as pb
+from preheat.protocol.codec import decode_request, encode_response
+from preheat.protocol.metadata import encode_model_metadata, encode_server_metadata
+from preheat.scheduling.pending import Answer
+
+log = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+MessageT = TypeVar("MessageT", bound=Message)
+Respond: TypeAlias = Callable[[bytes | ServingError], None]
+
+
+def infer(engine: Engine, payload: bytes, *, deadline_s: float | None, respond: Respond) -> Ticket | None:
+    """ModelInfer.
+
+    ``respond`` is called exactly once, possibly on an instance thread, with the encoded answer or an error.
+    """
+    try:
+        request = decode_request(payload, deadline_s=deadline_s)
+    except ServingError as exc:
+        respond(exc)
+        return None
+    return engine.submit(request, lambda answer: respond(_encode(answer)))
+
+
+class ControlMethods:
+    """The RPCs that answer at once. Any thread; none blocks. They raise ServingError."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def table(self) -> Mapping[str, Callable[[bytes], bytes]]:
+        """The methods by RPC name."""
+        return {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+        }
+
+    def _server_live(self, payload: bytes) -> bytes:
+        _parse(pb.ServerLiveRequest(), payload)
+        return pb.ServerLiveResponse(live=self._engine.live()).SerializeToString()
+
+    def _server_ready(self, payload: bytes) -> bytes:
+        _parse(pb.ServerReadyRequest(), payload)
+        return pb.ServerReadyResponse(ready=self._engine.ready()).SerializeToString()
+
+    def _model_ready(self, payload: bytes) -> bytes:
+        request = _parse(pb.ModelReadyRequest(), payload)
+        return pb.ModelReadyResponse(ready=self._engine.model_ready(request.name, request.version)).SerializeToString()
+
+    def _server_metadata(self, payload: bytes) -> bytes:
+        _parse(pb.ServerMetadataRequest(), payload)
+        return encode_server_metadata(self._engine.server_metadata()).SerializeToString()
+
+    def _model_metadata(self, payload: bytes) -> bytes:
+        request = _parse(pb.ModelMetadataRequest(), payload)
+        return encode_model_metadata(self._engine.model_metadata(request.name, request.version)).SerializeToString()
+
+    def _model_config(self, payload: bytes) -> bytes:
+        request = _parse(pb.ModelConfigRequest(), payload)
+        return pb.ModelConfigResponse(
+            config=self._engine.model_config(request.name, request.version)
+        ).SerializeToString()
+
+
+def _encode(answer: Answer) -> bytes | ServingError:
+    if not isinstance(answer, InferResponse):
+        return answer
+    try:
+        return encode_response(answer)
+    except ServingError as exc:
+        return exc
+    except Exception:
+        log.exception("an answer of model '%s' could not be encoded", answer.model)
+        return InternalError()
+
+
+def _parse(message: MessageT, payload: bytes) -> MessageT:
+    try:
+        message.ParseFromString(payload)
+    except DecodeError as exc:
+        raise InvalidRequest(f"the message is no valid {message.DESCRIPTOR.full_name}") from exc
+    return message

@@ -1,0 +1,46 @@
+"""The gRPC status of each error: one table, with exceptions by RPC."""
+
+from grpc import StatusCode
+
+from preheat.errors import (
+    ExecutionFailed,
+    InternalError,
+    InvalidRequest,
+    LoadFailed,
+    ModelNotFound,
+    ModelUnavailable,
+    QueueFull,
+    RequestCancelled,
+    RequestTimeout,
+    ServerStopping,
+    ServingError,
+    Unsupported,
+)
+
+# As Triton answers (its S:src/grpc/grpc_utils.cc): clients retry UNAVAILABLE and give up on the others.
+_CODES: dict[type[ServingError], StatusCode] = {
+    InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    ModelNotFound: StatusCode.NOT_FOUND,
+    ModelUnavailable: StatusCode.UNAVAILABLE,
+    QueueFull: StatusCode.UNAVAILABLE,
+    RequestTimeout: StatusCode.UNAVAILABLE,
+    RequestCancelled: StatusCode.CANCELLED,
+    ServerStopping: StatusCode.UNAVAILABLE,
+    Unsupported: StatusCode.UNIMPLEMENTED,
+    ExecutionFailed: StatusCode.INTERNAL,
+    InternalError: StatusCode.INTERNAL,
+    LoadFailed: StatusCode.INVALID_ARGUMENT,
+}
+# A status travels in a header, which peers limit to 8 KiB, and non-ASCII characters take up to 12 bytes there.
+_MAX_TEXT = 600
+
+
+def code_of(error: ServingError) -> StatusCode:
+    """The status code of ``error``, by its nearest class in the table."""
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+
+
+def text_of(error: ServingError) -> str:
+    """The status text of ``error``, cut to what a header can carry."""
+    text = str(error)
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
