@@ -1,7 +1,7 @@
 """Fill a virtual environment with Preheat and its development tools, for `make setup` and `make wheel-test`.
 
 It runs on a bare Python, before anything is installed: the standard library is all it may import. Versions come from
-constraints.txt, and torch from PREHEAT_TORCH_INDEX, where that is set.
+constraints.txt, and torch from TORCH_INDEX, where that is set.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def has_nvidia_gpu() -> bool:
 
 def torch_sources(*, gpu: bool) -> list[list[str]]:
     """Where to look for torch, in order, as options of pip; no options means where pip is configured to look."""
-    override = os.environ.get("PREHEAT_TORCH_INDEX")
+    override = os.environ.get("TORCH_INDEX")
     if override:
         return [["--index-url", override]]
     return [[]] if gpu else [["--index-url", CPU_INDEX], []]
@@ -153,7 +153,7 @@ def install_torch(python: str, *, gpu: bool) -> None:
     build = "CUDA" if gpu else "CPU"
     raise SetupError(
         f"found no torch to install:\n{reasons}\nName an index that has the {build} build of the torch in "
-        f"constraints.txt, with PREHEAT_TORCH_INDEX=URL, or a folder with its wheel, with PIP_FIND_LINKS=FOLDER"
+        f"constraints.txt, with TORCH_INDEX=URL, or a folder with its wheel, with PIP_FIND_LINKS=FOLDER"
     )
 
 

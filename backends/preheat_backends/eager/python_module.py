@@ -8,6 +8,7 @@ takes their place: then ``build_model`` may build on the meta device and so allo
 
 import itertools
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
@@ -145,7 +146,8 @@ def _assign(module: torch.nn.Module, weights: Path) -> None:
         state = {name: tensor.clone() for name, tensor in load_file(weights).items()}
         module.load_state_dict(state, strict=True, assign=True)
     except Exception as exc:
-        raise InvalidArtifact(f"{weights}: {' '.join(str(exc).split())}") from exc
+        # torch lists every key that is wrong, on lines of their own: a few of them say enough.
+        raise InvalidArtifact(f"{weights}: {textwrap.shorten(str(exc), 500)}") from exc
 
 
 def _quote(names: Iterable[object], *, limit: int = 5) -> str:

@@ -29,6 +29,14 @@ class LoadLimits:
     cores: int
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A warm version that nobody can reach yet, and the event to state once they can."""
+
+    handle: Handle
+    event: VersionLoaded
+
+
 class Loader:
     """Loads model versions. Holds no state between loads: several threads may load at once."""
 
@@ -37,7 +45,7 @@ class Loader:
         self._limits = limits
         self._observer = observer
 
-    def load(self, folder: ModelFolder, version: int) -> Handle:
+    def load(self, folder: ModelFolder, version: int) -> Loaded:
         """Load and warm a version.
 
         Slow: blocks until every instance is hot. Raises LoadFailed, leaving nothing behind.
@@ -51,9 +59,12 @@ class Loader:
         models = _load_models(backend, sources, completed)
         engines = self._start(configuration, version, completed, sources, models)
         warmup_s = _wait_until_warm(engines)
-        seconds = time.monotonic() - started_s
-        self._observer(VersionLoaded(configuration.name, version, seconds - warmup_s, warmup_s))
-        return Handle(configuration.name, version, completed=completed, engines=engines, observer=self._observer)
+        load_s = time.monotonic() - started_s - warmup_s
+        handle = Handle(configuration.name, version, completed=completed, engines=engines, observer=self._observer)
+        devices = [placement.device for placement in placements]
+        return Loaded(
+            handle, VersionLoaded(configuration.name, version, configuration.backend, devices, load_s, warmup_s)
+        )
 
     def describe(self, folder: ModelFolder, version: int) -> CompletedConfiguration:
         """The effective configuration, without loading."""

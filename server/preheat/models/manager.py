@@ -76,10 +76,11 @@ class ModelManager:
 
     def _load(self, job: Job) -> None:
         try:
-            handle = self._loader.load(job.folder, job.version)
+            loaded = self._loader.load(job.folder, job.version)
         except (Exception, SystemExit) as exc:
             if not isinstance(exc, LoadFailed):
                 log.exception("loading %s version %d failed", job.folder.configuration.name, job.version)
             job.lifecycle.move_to(State.FAILED, reason_of(exc))
         else:
-            self._registry.publish(handle, job.lifecycle)
+            self._registry.publish(loaded.handle, job.lifecycle)
+            self._observer(loaded.event)

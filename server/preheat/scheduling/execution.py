@@ -56,21 +56,13 @@ class Executor:
         live = [pending for pending in batch if not pending.answered]
         if not live:
             return
-        started_s = self._clock()
         try:
-            answers, stages = self._run(session, live)
+            self._run_and_answer(session, live)
         except ServingError as exc:
-            self._fail(live, exc)
+            self._fail(session, live, exc)
         except (Exception, SystemExit):  # a model that calls sys.exit() must not end its instance's thread
             log.exception("model '%s' version %d: executing a batch failed", self._model, self._version)
-            self._fail(live, InternalError())
-        else:
-            answered = [
-                pending
-                for pending, answer in zip(live, answers, strict=True)
-                if pending.answer(answer) and isinstance(answer, InferResponse)
-            ]
-            self._report(answered, started_s, stages)
+            self._fail(session, live, InternalError())
 
     def refuse_expired(self, pending: Pending) -> None:
         """Answer a request whose time ran out in the queue."""
@@ -87,6 +79,25 @@ class Executor:
             return
         rows = len(batch.parts) if self._signature.batches else None
         self._infer(session, collate(batch.parts, self._padded(rows)) if rows else batch.parts[0], rows)
+
+    def _run_and_answer(self, session: Session, live: Sequence[Pending]) -> None:
+        started_s = self._clock()
+        answers, stages = self._run(session, live)
+        answered = [
+            pending
+            for pending, answer in zip(live, answers, strict=True)
+            if pending.answer(answer) and isinstance(answer, InferResponse)
+        ]
+        self._report(answered, started_s, stages)
+
+    def _fail(self, session: Session, live: Sequence[Pending], error: ServingError) -> None:
+        """Answer a batch that failed. One request's values may have failed it: its peers are run again, each alone."""
+        if len(live) == 1 or isinstance(session, RequestSession):
+            for pending in live:
+                pending.answer(error)
+        else:
+            for pending in live:
+                self.execute(session, [pending])
 
     def _run(self, session: Session, live: Sequence[Pending]) -> tuple[Sequence[Answer], _Stages]:
         if isinstance(session, RequestSession):
@@ -156,10 +167,6 @@ class Executor:
             pending.request.id,
             tuple(OutputTensor(name, self._output_types[name], outputs[name]) for name in names),
         )
-
-    def _fail(self, live: Sequence[Pending], error: ServingError) -> None:
-        for pending in live:
-            pending.answer(error)
 
     def _report(self, answered: Sequence[Pending], started_s: float, stages: _Stages) -> None:
         if not answered:

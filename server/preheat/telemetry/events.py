@@ -57,13 +57,15 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class VersionLoaded:
-    """A model version is warm.
+    """A model version has become READY.
 
-    ``load_s`` is reading, building and opening; ``warmup_s`` is the slowest instance's warm-up.
+    ``load_s`` is the seconds of reading, building and opening, ``warmup_s`` those of the slowest instance's warm-up.
     """
 
     model: str
     version: int
+    backend: str
+    devices: Sequence[str]
     load_s: float
     warmup_s: float
 

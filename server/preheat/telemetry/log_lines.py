@@ -12,13 +12,15 @@ def log_event(event: Event) -> None:
     match event:
         case VersionLoaded():
             log.info(
-                "%s/%d is warm: loaded in %.1f s, warmed in %.1f s",
-                event.model, event.version, event.load_s, event.warmup_s,
+                "%s/%d READY: %s on %s, loaded in %.1f s, warmed in %.1f s",
+                event.model, event.version, event.backend, ", ".join(event.devices), event.load_s, event.warmup_s,
             )  # fmt: skip
         case StateChanged(state="FAILED"):
             log.error("%s FAILED: %s", _subject(event), event.reason)
         case StateChanged():
-            log.info("%s %s%s", _subject(event), event.state, f": {event.reason}" if event.reason else "")
+            # LOADING and READY have lines of their own or are about to.
+            level = logging.DEBUG if event.state in ("LOADING", "READY") else logging.INFO
+            log.log(level, "%s %s", _subject(event), event.state)
 
 
 def _subject(event: StateChanged) -> str:

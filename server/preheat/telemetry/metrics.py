@@ -4,13 +4,20 @@
 Everything is formed when scraped, so a request pays for none of it.
 """
 
+import logging
+import re
+import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from preheat.telemetry.statistics import Histogram, Statistics, VersionStatistics
+
+log = logging.getLogger(__name__)
 
 _LABELS = ["model", "version"]
 _STATES = ("LOADING", "READY", "DRAINING", "UNLOADED", "FAILED")
@@ -112,8 +119,14 @@ class MetricsServer:
         """Bind and serve at once; raises OSError if the port cannot be had. Port 0 takes a free one."""
         registry = CollectorRegistry()
         registry.register(collector)
-        self._server, self._thread = start_http_server(port, host, registry)
-        self.port: int = self._server.server_port
+        server_class = _Ipv6Server if ":" in host else ThreadingHTTPServer
+        try:
+            self._server = server_class((host, port), _handler(registry))
+        except OSError as exc:
+            raise OSError(f"cannot listen on {host}:{port} for metrics: {exc.strerror}") from exc
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stop serving. Blocks until the server's thread has ended."""
@@ -122,10 +135,40 @@ class MetricsServer:
         self._thread.join()
 
 
+class _Ipv6Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+def _handler(registry: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
+    """Answers GET /metrics with the text format, as Triton does, whatever other formats the scraper would take."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] != "/metrics":
+                self.send_error(404, explain="metrics are at /metrics")
+                return
+            body = _drop_total(generate_latest(registry))
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+            log.debug(format, *args)
+
+    return Handler
+
+
+def _drop_total(text: bytes) -> bytes:
+    """The client library ends the names of counters with ``_total`` in their headers; Triton's have no such ending."""
+    return re.sub(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", rb"\1 ", text, flags=re.MULTILINE)
+
+
 def _untotalled(
     name: str, text: str, samples: Iterable[tuple[tuple[str, ...], float]], labels: list[str] | None = None
 ) -> Metric:
-    """A counter under exactly ``name``: the client library would add ``_total``, which Triton's names do not have."""
+    """A counter whose samples have exactly ``name``, without the ``_total`` that the client library's own would get."""
     names = labels or _LABELS
     family = Metric(name, text, "counter")
     for values, value in samples:
