@@ -197,7 +197,8 @@ def _check_echo(source: ModelSource, signature: Signature) -> None:
             "input back, so there must be as many outputs as inputs"
         )
     for input_, output in zip(inputs, outputs, strict=True):
-        if (input_.datatype, input_.shape) != (output.datatype, output.shape):
+        sizes = [[axis.size for axis in spec.shape] for spec in (input_, output)]
+        if input_.datatype is not output.datatype or sizes[0] != sizes[1]:
             raise InvalidConfig(
                 f"{source.config_path}: output {output.name!r}: the backend 'double' answers input {input_.name!r} "
                 f"back, so it must be declared {input_.datatype.value} [{', '.join(map(str, input_.shape))}]"

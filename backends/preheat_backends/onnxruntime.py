@@ -31,7 +31,7 @@ from preheat_backends.onnx_signature import read_signature
 
 # The official Linux builds report to their maker over HTTPS unless this is set before the library is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort  # type: ignore[import-untyped]
+import onnxruntime as ort
 
 _TAKES = Takes(
     backend="onnxruntime",
@@ -39,6 +39,7 @@ _TAKES = Takes(
     kinds=frozenset({Kind.ONNX}),
     description="an ONNX model (.onnx)",
 )
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _LOG_ERRORS, _LOG_FATAL = 3, 4
 _ONNX_BFLOAT16 = 16
 _BF16 = DataType.BF16.numpy
@@ -73,8 +74,10 @@ class OnnxRuntimeBackend(Backend):
     """Runs ONNX models."""
 
     def hardware(self) -> Hardware:
-        """ONNX Runtime's execution providers."""
-        return Hardware(library=f"onnxruntime {ort.__version__}", devices=tuple(ort.get_available_providers()))
+        """ONNX Runtime, on the host and, if it is built for CUDA, on the devices that the driver shows."""
+        count = _count_cuda_devices() if _CUDA in ort.get_available_providers() else 0
+        devices = ("cpu", *(f"cuda:{index}" for index in range(count)))
+        return Hardware(library=f"onnxruntime {ort.__version__}", devices=devices)
 
     def complete(self, source: ModelSource) -> PartialConfig:
         """The graph's inputs and outputs, as far as the file gives their shapes."""
@@ -218,14 +221,25 @@ def _provider(source: ModelSource) -> tuple[str, dict[str, Any]]:
     """The execution provider for the device, and its settings."""
     kind, _, index = source.device.partition(":")
     if kind == "cpu":
-        return "CPUExecutionProvider", {}
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return _CPU, {}
+    if _CUDA not in ort.get_available_providers():
         raise BackendMissing(
             f"{source.name} asks for {source.device}, but this onnxruntime is built for the CPU only: "
             "pip uninstall onnxruntime, then pip install 'preheat[onnxruntime-gpu]'"
         )
     ort.preload_dlls()
-    return "CUDAExecutionProvider", {"device_id": int(index or 0)}
+    return _CUDA, {"device_id": int(index or 0)}
+
+
+def _count_cuda_devices() -> int:
+    """How many devices the CUDA driver shows: ONNX Runtime does not tell, and torch need not be here."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    succeeded = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if succeeded else 0
 
 
 def _first_line(error: Exception) -> str:

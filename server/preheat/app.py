@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from preheat import __version__
 from preheat.engine import Engine, Phase
@@ -63,26 +64,22 @@ class Server:
         )
         try:
             port = await self._transport.start()
-            log.info(
-                "Preheat %s: gRPC on %s:%d, metrics on http://%s:%d/metrics",
-                __version__,
-                host,
-                port,
-                host,
-                metrics.port,
-            )
+            log.info("Preheat %s: gRPC on %s:%d", __version__, host, port)
+            log.info("metrics on http://%s:%d/metrics", host, metrics.port)
             health = asyncio.create_task(self._follow_health())
             loading = asyncio.create_task(self._load())
             await stop.wait()
-            await self._stop(loading)
+            hanging = await self._stop()
             health.cancel()
-            return loading.done()
+            return loading.done() and not hanging
         finally:
             metrics.close()
 
     async def _load(self) -> None:
         started_s = time.monotonic()
-        await asyncio.to_thread(self._manager.load, self._jobs)
+        # Not the loop's own executor: ending the loop would wait for that, and so for a load that cannot be interrupted.
+        executor = ThreadPoolExecutor(1, thread_name_prefix="repository")
+        await self._loop.run_in_executor(executor, self._manager.load, self._jobs)
         seconds = time.monotonic() - started_s
         handles, failed = self._registry.handles(), self._registry.failures()
         if failed:
@@ -93,8 +90,11 @@ class Server:
         else:
             log.info("ready: %d model versions are hot after %.1f s", len(handles), seconds)
 
-    async def _stop(self, loading: "asyncio.Task[None]") -> None:
-        """Not ready, go on serving for a while, refuse the rest, drain, answer what is left, free."""
+    async def _stop(self) -> int:
+        """Not ready, go on serving for a while, refuse the rest, drain, answer what is left, free.
+
+        How many models could not be freed, because a session of theirs hangs.
+        """
         limit_s = self._settings.exit_timeout_seconds
         self._engine.enter(Phase.LAME_DUCK)
         await self._transport.refresh_health()
@@ -103,14 +103,10 @@ class Server:
             await asyncio.sleep(self._settings.lame_duck_seconds)
         log.info("stopping: refusing new requests, finishing accepted ones within %.1f s", limit_s)
         self._engine.enter(Phase.STOPPING)
-        abandoned = await asyncio.to_thread(self._manager.unload_all, limit_s)
+        unloaded = await asyncio.to_thread(self._manager.unload_all, limit_s)
         await self._transport.stop(_FLUSH_SECONDS)
-        if not loading.done():
-            log.warning("stopped while models were still loading")
-        log.info(
-            "stopped: %s",
-            f"{abandoned} requests were not finished in time" if abandoned else "every request was answered",
-        )
+        log.info("stopped: %d requests could not be finished in time", unloaded.abandoned)
+        return unloaded.hanging
 
     async def _follow_health(self) -> None:
         """Keep the health service true to the engine."""

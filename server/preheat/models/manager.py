@@ -13,6 +13,8 @@ from preheat.models.registry import Registry
 from preheat.repository.scan import BrokenModel, ModelFolder
 from preheat.telemetry.events import Observer, StateChanged
 
+_CLOSE_SECONDS = 1.0
+
 log = logging.getLogger(__name__)
 
 
@@ -23,6 +25,17 @@ class Job:
     folder: ModelFolder
     version: int
     lifecycle: Lifecycle
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """How unloading went.
+
+    Requests that were answered with an error for want of time, and models whose session hangs.
+    """
+
+    abandoned: int
+    hanging: int
 
 
 class ModelManager:
@@ -51,11 +64,12 @@ class ModelManager:
     def load(self, jobs: Sequence[Job]) -> None:
         """Load and warm what was declared, several at a time. Returns when each is READY or FAILED."""
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="loader") as pool:
-            for job in jobs:
-                pool.submit(self._load, job)
+            loads = [pool.submit(self._load, job) for job in jobs]
+        for each in loads:
+            each.result()
 
-    def unload_all(self, timeout_s: float) -> int:
-        """Drain and close every model within ``timeout_s``; how many requests had to be abandoned.
+    def unload_all(self, timeout_s: float) -> Unloaded:
+        """Drain and close every model within ``timeout_s``.
 
         What is accepted before is answered, from its model if it is done in time, else with ServerStopping.
         """
@@ -68,11 +82,11 @@ class ModelManager:
             for handle, done in zip(handles, drained, strict=True)
             if not done
         )
-        for handle, lifecycle in zip(handles, lifecycles, strict=True):
-            # Drained workers end at once; one that hangs in its session gets a moment, then is left behind.
-            closed = handle.close(1.0)
-            lifecycle.move_to(State.UNLOADED if closed else State.FAILED, "unloaded" if closed else "a session hangs")
-        return abandoned
+        # Drained workers end at once; one that hangs in its session gets a moment, then is left behind.
+        closed = [handle.close(_CLOSE_SECONDS) for handle in handles]
+        for lifecycle, done in zip(lifecycles, closed, strict=True):
+            lifecycle.move_to(State.UNLOADED if done else State.FAILED, "unloaded" if done else "a session hangs")
+        return Unloaded(abandoned, closed.count(False))
 
     def _load(self, job: Job) -> None:
         try:

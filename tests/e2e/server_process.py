@@ -1,0 +1,189 @@
+"""A real server: ``preheat serve`` as a child process, and the repositories of models it is started on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+# Far beyond what anything here takes: these limits only keep a broken server from hanging the tests.
+LIMIT_S = 60.0
+
+LISTENING = re.compile(r"gRPC on (?P<grpc>\S+:\d+), metrics on (?P<metrics>http://\S+)")
+LOADED = re.compile(r" (?:not )?ready: \d+ model versions")
+_PLUGINS = Path(__file__).parent / "plugin"
+
+
+class ServerProcess:
+    """A server on free ports of the loopback interface, from ``__enter__`` to ``__exit__``, which kills it if need be.
+
+    ``until`` is the log line that ``__enter__`` waits for. Each log line is passed on to this process's standard error
+    as it comes, where pytest keeps it with the test that was running.
+    """
+
+    def __init__(self, *repositories: Path, options: Sequence[str] = (), until: re.Pattern[str] = LOADED) -> None:
+        self._command = serve_command(*repositories, options=options)
+        self._until = until
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command,
+            env=server_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+        self._reader = threading.Thread(target=self._read, name="server log")
+        self._reader.start()
+        try:
+            ports = self.wait_for_log(LISTENING)
+            self.grpc_address, self.metrics_url = ports["grpc"], ports["metrics"]
+            self.wait_for_log(self._until)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def log(self) -> str:
+        """The log so far."""
+        with self._news:
+            return "".join(self._lines)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process.poll() is None
+
+    def wait_for_log(self, pattern: re.Pattern[str] | str) -> re.Match[str]:
+        """Block until ``pattern`` occurs in the log. Fails if the server ends before."""
+        match: re.Match[str] | None = None
+
+        def found() -> bool:
+            nonlocal match
+            match = re.search(pattern, "".join(self._lines))
+            return match is not None or self._ended
+
+        with self._news:
+            self._news.wait_for(found, LIMIT_S)
+        if match is None:
+            raise AssertionError(f"the log has no {pattern}:\n{self.log}")
+        return match
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, and do not wait for what comes of it."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code, once the process has ended; negative for the signal that killed it."""
+        code = self._process.wait(LIMIT_S)
+        self._reader.join(LIMIT_S)
+        return code
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the exit code."""
+        self.send_signal(number)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End the process now, if it has not ended, and wait until all of its log is read."""
+        self._process.kill()
+        self.wait()
+
+    def metrics(self) -> "Metrics":
+        """What ``/metrics`` says now."""
+        with urllib.request.urlopen(self.metrics_url, timeout=LIMIT_S) as response:  # noqa: S310 - our own URL
+            return Metrics(response.read().decode())
+
+    def _read(self) -> None:
+        output = self._process.stdout
+        assert output is not None
+        with output:
+            for line in output:
+                with self._news:
+                    self._lines.append(line)
+                    self._news.notify_all()
+                sys.stderr.write(line)
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+class Metrics:
+    """One scrape of the metrics."""
+
+    def __init__(self, text: str) -> None:
+        self.families = {family.name: family for family in text_string_to_metric_families(text)}
+        self._samples = [sample for family in self.families.values() for sample in family.samples]
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of the samples called ``name`` that have ``labels``. Fails if there is none."""
+        values = [
+            sample.value for sample in self._samples if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        assert values, f"no sample {name} with {labels}"
+        return sum(values)
+
+    def series(self, name: str) -> list[Mapping[str, str]]:
+        """The labels of every sample called ``name``."""
+        return [sample.labels for sample in self._samples if sample.name == name]
+
+
+def serve_command(*repositories: Path, options: Sequence[str] = ()) -> list[str]:
+    """The command that serves ``repositories``; later options win over the free ports that it begins with."""
+    ports = ("--grpc-port", "0", "--metrics-port", "0")
+    return [sys.executable, "-m", "preheat", "serve", *map(str, repositories), *ports, *options]
+
+
+def server_environment() -> dict[str, str]:
+    """This process's environment without the server's settings, and with the tests' own backend to be found."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREHEAT_")}
+    path = os.pathsep.join([str(_PLUGINS), *filter(None, [inherited.get("PYTHONPATH")])])
+    return inherited | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def write_model(repository: Path, name: str, config: str | None, *, versions: Iterable[int] = (1,)) -> Path:
+    """Write a model with empty version folders; the model's folder."""
+    folder = repository / name
+    folder.mkdir(parents=True)
+    for version in versions:
+        (folder / str(version)).mkdir()
+    if config is not None:
+        (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    return folder
+
+
+def echo_config(
+    *,
+    backend: str = "double",
+    datatype: str = "INT64",
+    dims: Sequence[int] = (4,),
+    max_batch_size: int = 8,
+    extra: str = "dynamic_batching { }",
+    parameters: Mapping[str, str | int | float | bool] | None = None,
+) -> str:
+    """The configuration of a model that answers INPUT0 as OUTPUT0."""
+    shape = ", ".join(map(str, dims))
+    lines = [f'backend: "{backend}"', f"max_batch_size: {max_batch_size}", extra]
+    lines += [
+        f'{kind} {{ name: "{kind.upper()}0" data_type: TYPE_{datatype} dims: [ {shape} ] }}'
+        for kind in ("input", "output")
+    ]
+    for key, value in (parameters or {}).items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        lines.append(f'parameters {{ key: "{key}" value {{ string_value: "{text}" }} }}')
+    return "\n".join(lines) + "\n"
