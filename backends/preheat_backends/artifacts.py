@@ -147,10 +147,13 @@ def _sniff_file(file: BinaryIO) -> Kind:
 def _sniff_zip(file: BinaryIO) -> Kind:
     try:
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+            members = archive.infolist()
     except Exception:  # of a damaged archive zipfile raises half a dozen types, few documented
         return Kind.ZIP_CUT_SHORT
-    return _archive_kind(names)
+    if min((member.header_offset for member in members), default=0) > 0:
+        # The directory is that of an archive within this one, whose own has been cut off.
+        return Kind.ZIP_CUT_SHORT
+    return _archive_kind(member.filename for member in members)
 
 
 def _archive_kind(names: Iterable[str]) -> Kind:

@@ -77,7 +77,7 @@ class Server:
 
     async def _load(self) -> None:
         started_s = time.monotonic()
-        # Not the loop's own executor: ending the loop would wait for that, and so for a load that cannot be interrupted.
+        # Not the loop's own executor: ending the loop waits for that, and a load cannot be interrupted.
         executor = ThreadPoolExecutor(1, thread_name_prefix="repository")
         await self._loop.run_in_executor(executor, self._manager.load, self._jobs)
         seconds = time.monotonic() - started_s

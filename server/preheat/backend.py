@@ -188,9 +188,9 @@ class RequestSession(Session, ABC):
 
     @abstractmethod
     def execute(self, requests: Sequence[Request]) -> Sequence[Outcome]:
-        """Answer each request.
+        """Answer each request: as many outcomes as requests, in their order.
 
-        As many outcomes as requests, in their order, each the outputs or an error for that one alone.
+        An outcome is the requested outputs (others are ignored), or an error for that one request.
         """
 
 

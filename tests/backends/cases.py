@@ -5,7 +5,8 @@ A new backend adds its cases to ``CASES`` and its copying graph to ``COPIES``, a
 
 import importlib
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch.export import Dim
 
-from preheat.backend import Backend, Dimension, ModelSource, Signature, TensorSpec
+from preheat.backend import Backend, Dimension, Instance, Model, ModelSource, Signature, TensorSession, TensorSpec
 from preheat.tensors import Array, DataType, Tensors
 from preheat_backends.torch_tensors import DTYPES
 
@@ -84,6 +85,18 @@ def make_backend(target: str) -> Backend:
 def make_source(folder: Path, **settings: Any) -> ModelSource:
     """A source for version 1 of a model that lies in ``folder``."""
     return ModelSource("m", 1, version_path=folder / "1", config_path=folder / "config.pbtxt", **settings)
+
+
+@contextmanager
+def opened(model: Model, *, threads: int = 1) -> Iterator[TensorSession]:
+    """A session of ``model``, on this thread; closes both."""
+    session = model.open(Instance(0, "cpu", threads))
+    assert isinstance(session, TensorSession)
+    try:
+        yield session
+    finally:
+        session.close()
+        model.close()
 
 
 def make_inputs(signature: Signature, rows: int, *, seed: int = 0, sequence: int = 5) -> dict[str, Array]:
@@ -185,8 +198,12 @@ PAIR_SOURCE = """
 COPY_SOURCE = """
     import torch
 
+    class Copy(torch.nn.Module):
+        def forward(self, x):
+            return x
+
     def build_model():
-        return torch.nn.Identity()
+        return Copy()
 """
 
 

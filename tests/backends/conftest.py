@@ -68,7 +68,8 @@ def _torch_archives() -> dict[Kind, bytes]:
     torch.save(LinearModule().state_dict(), checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is on its way out, its files are not
-        torch.jit.save(torch.jit.trace(LinearModule(), torch.zeros(2, 4)), script)
+        traced = torch.jit.trace(LinearModule(), torch.zeros(2, 4))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, script)
     return {Kind.CHECKPOINT: checkpoint.getvalue(), Kind.TORCHSCRIPT: script.getvalue()}
 
 

@@ -6,17 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from prometheus_client.parser import text_string_to_metric_families
-
 # Far beyond what anything here takes: these limits only keep a broken server from hanging the tests.
 LIMIT_S = 60.0
 
-LISTENING = re.compile(r"gRPC on (?P<grpc>\S+:\d+), metrics on (?P<metrics>http://\S+)")
+GRPC_PORT = re.compile(r"gRPC on (\S+:\d+)")
+METRICS_PORT = re.compile(r"metrics on (http://\S+)")
 LOADED = re.compile(r" (?:not )?ready: \d+ model versions")
 _PLUGINS = Path(__file__).parent / "plugin"
 
@@ -47,8 +45,8 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read, name="server log")
         self._reader.start()
         try:
-            ports = self.wait_for_log(LISTENING)
-            self.grpc_address, self.metrics_url = ports["grpc"], ports["metrics"]
+            self.grpc_address = self.wait_for_log(GRPC_PORT)[1]
+            self.metrics_url = self.wait_for_log(METRICS_PORT)[1]
             self.wait_for_log(self._until)
         except BaseException:
             self.kill()
@@ -104,11 +102,6 @@ class ServerProcess:
         self._process.kill()
         self.wait()
 
-    def metrics(self) -> "Metrics":
-        """What ``/metrics`` says now."""
-        with urllib.request.urlopen(self.metrics_url, timeout=LIMIT_S) as response:  # noqa: S310 - our own URL
-            return Metrics(response.read().decode())
-
     def _read(self) -> None:
         output = self._process.stdout
         assert output is not None
@@ -121,26 +114,6 @@ class ServerProcess:
         with self._news:
             self._ended = True
             self._news.notify_all()
-
-
-class Metrics:
-    """One scrape of the metrics."""
-
-    def __init__(self, text: str) -> None:
-        self.families = {family.name: family for family in text_string_to_metric_families(text)}
-        self._samples = [sample for family in self.families.values() for sample in family.samples]
-
-    def total(self, name: str, **labels: str) -> float:
-        """The sum of the samples called ``name`` that have ``labels``. Fails if there is none."""
-        values = [
-            sample.value for sample in self._samples if sample.name == name and labels.items() <= sample.labels.items()
-        ]
-        assert values, f"no sample {name} with {labels}"
-        return sum(values)
-
-    def series(self, name: str) -> list[Mapping[str, str]]:
-        """The labels of every sample called ``name``."""
-        return [sample.labels for sample in self._samples if sample.name == name]
 
 
 def serve_command(*repositories: Path, options: Sequence[str] = ()) -> list[str]:

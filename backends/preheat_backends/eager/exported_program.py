@@ -165,14 +165,14 @@ def _dimension(size: int | torch.SymInt, ranges: Mapping[Any, Any]) -> Dimension
 
 
 def _bounds(bounds: Any) -> tuple[int, int | None]:
-    """The bounds of a symbol. Its upper one is an infinity, or about sys.maxsize, if it was given none.
+    """The bounds of a symbol. Its upper one is some infinity, or about sys.maxsize, if it was given none.
 
     torch traces every symbol as if it were at least 2 and runs the program with less all the same; of a program
     exported with a lower bound of 1 it keeps no more than that either. So 2 means 1.
     """
     minimum = int(bounds.lower)
-    unbounded = not bounds.upper.is_finite or int(bounds.upper) >= sys.maxsize - 1
-    return 1 if minimum == 2 else max(0, minimum), None if unbounded else int(bounds.upper)
+    bounded = bounds.upper.is_Integer and int(bounds.upper) < sys.maxsize - 1
+    return 1 if minimum == 2 else max(0, minimum), int(bounds.upper) if bounded else None
 
 
 def _writes(program: ExportedProgram) -> bool:

@@ -45,15 +45,19 @@ class OutputCheck:
         self._model = model
         self._signature = signature
 
-    def check(self, outputs: Tensors, inputs: Tensors, rows: int | None) -> Tensors:
-        """The signature's outputs, checked; raises ExecutionFailed naming the first that breaks it.
+    def check(self, outputs: Tensors, inputs: Tensors, rows: int | None, names: Sequence[str] = ()) -> Tensors:
+        """The outputs called ``names``, all of the signature's if empty, checked.
+
+        Raises ExecutionFailed naming the first that breaks its promise.
 
         ``rows`` is the batch axis of ``inputs``, None for a model without one. Named dimensions of outputs must have
         the sizes that they have in ``inputs``.
         """
         sizes = self._named_sizes(inputs)
         return {
-            spec.name: self._check_one(spec, outputs.get(spec.name), rows, sizes) for spec in self._signature.outputs
+            spec.name: self._check_one(spec, outputs.get(spec.name), rows, sizes)
+            for spec in self._signature.outputs
+            if not names or spec.name in names
         }
 
     def _named_sizes(self, inputs: Tensors) -> Mapping[str, int]:

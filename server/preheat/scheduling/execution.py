@@ -136,7 +136,8 @@ class Executor:
             return outcome
         try:
             rows = pending.rows if self._signature.batches else None
-            return self._respond(pending, self._check.check(outcome, pending.inputs, rows))
+            names = pending.request.requested_outputs
+            return self._respond(pending, self._check.check(outcome, pending.inputs, rows, names))
         except ExecutionFailed as exc:
             return exc
 

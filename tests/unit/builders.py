@@ -1,0 +1,289 @@
+"""What the unit tests are made of: real requests, signatures and sessions, each in the fewest words."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from preheat.backend import (
+    Backend,
+    Dimension,
+    Hardware,
+    Instance,
+    Model,
+    ModelSource,
+    PartialConfig,
+    Session,
+    Signature,
+    TensorSession,
+    TensorSpec,
+)
+from preheat.messages import InferRequest, InputTensor
+from preheat.models.loader import Loader, LoadLimits
+from preheat.repository.scan import ModelFolder, read_model
+from preheat.scheduling.pending import Answer, Pending
+from preheat.telemetry.events import Event
+from preheat.tensors import Array, DataType, Tensors, to_raw
+
+# No test waits this long: a gate that stays shut fails its test instead of hanging the run.
+PATIENCE_S = 20.0
+
+EventT = TypeVar("EventT")
+
+
+def spec(name: str, *dims: int | Dimension, datatype: DataType = DataType.FP32, optional: bool = False) -> TensorSpec:
+    """A tensor; -1 is an axis of any size."""
+    shape = tuple(dim if isinstance(dim, Dimension) else axis(dim) for dim in dims)
+    return TensorSpec(name, datatype, shape, optional)
+
+
+def axis(size: int) -> Dimension:
+    return Dimension() if size == -1 else Dimension.fixed(size)
+
+
+def echo_signature(*dims: int | Dimension, max_batch_size: int = 8, datatype: DataType = DataType.FP32) -> Signature:
+    """One input ``x``, one output ``y`` like it."""
+    dims = dims or (2,)
+    return Signature((spec("x", *dims, datatype=datatype),), (spec("y", *dims, datatype=datatype),), max_batch_size)
+
+
+def tensor(name: str, array: Array) -> InputTensor:
+    """``array`` as a client sends it: raw."""
+    return InputTensor(name, DataType.of(array.dtype).value, array.shape, to_raw(array))
+
+
+def request(
+    *inputs: InputTensor,
+    model: str = "m",
+    version: str = "",
+    identity: str = "",
+    outputs: Sequence[str] = (),
+    payload_bytes: int = 0,
+    deadline_s: float | None = None,
+) -> InferRequest:
+    return InferRequest(
+        model, version, identity, inputs, tuple(outputs), deadline_s=deadline_s, payload_bytes=payload_bytes
+    )
+
+
+class Replies:
+    """A reply that remembers its answers, and lets a test wait for the first. Any thread."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self._given = threading.Event()
+
+    def __call__(self, answer: Answer) -> None:
+        self.answers.append(answer)
+        self._given.set()
+
+    def wait(self) -> Answer:
+        """The answer, once it is there; that there is no second one is checked as well."""
+        assert self._given.wait(PATIENCE_S), "no answer came"
+        (answer,) = self.answers
+        return answer
+
+
+class Events:
+    """An observer that remembers. Any thread."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.seen.append(event)
+
+    def of(self, kind: type[EventT]) -> list[EventT]:
+        return [event for event in self.seen if isinstance(event, kind)]
+
+
+def settle_nothing(_: Pending, __: Answer) -> None:
+    """For a request that no model version keeps account of."""
+
+
+def pending(
+    *,
+    rows: int = 1,
+    key: str = "",
+    arrived_s: float = 0.0,
+    deadline_s: float | None = None,
+    payload_bytes: int = 0,
+    identity: str = "",
+    reply: Callable[[Answer], None] | None = None,
+) -> Pending:
+    """An admitted request without tensors; ``key`` stands for the shapes that decide who shares its batch."""
+    return Pending(
+        request(payload_bytes=payload_bytes, deadline_s=deadline_s, identity=identity),
+        reply or Replies(),
+        inputs={},
+        rows=rows,
+        batch_key=((key, ()),),
+        arrived_s=arrived_s,
+        settle=settle_nothing,
+    )
+
+
+def carrying(
+    inputs: Tensors, reply: Callable[[Answer], None], *, outputs: Sequence[str] = (), identity: str = ""
+) -> Pending:
+    """An admitted request with tensors, whose first axis is the batch."""
+    return Pending(
+        request(outputs=outputs, identity=identity),
+        reply,
+        inputs=inputs,
+        rows=next(iter(inputs.values())).shape[0],
+        batch_key=(),
+        arrived_s=0.0,
+        settle=settle_nothing,
+    )
+
+
+def rows_of(*values: float) -> Array:
+    """Rows of two equal numbers, which tell one request's rows from another's."""
+    return np.array([[value, value] for value in values], np.float32)
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+class Recorded(TensorSession):
+    """A session that negates; made by :class:`Recording`, which says what it does on the way."""
+
+    def __init__(self, model: "Recording") -> None:
+        self._model = model
+
+    def infer(self, inputs: Tensors) -> Tensors:
+        self._model.note(f"infer {len(inputs['x'])}")
+        self._model.do(inputs["x"])
+        return {"y": -inputs["x"]}
+
+    def close(self) -> None:
+        self._model.note("close session")
+        self._model.at_close()
+
+
+class Recording(Model):
+    """A model that notes what is called and on which thread, and does what a test tells it to.
+
+    ``do`` is called with each batch, ``at_open`` and ``at_close`` as a session is opened and closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        do: Callable[[Array], object] = lambda _: None,
+        at_open: Callable[[Instance], object] = lambda _: None,
+        at_close: Callable[[], object] = lambda: None,
+        specializes_on_shape: bool = False,
+    ) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.instances: list[Instance] = []
+        self.do = do
+        self.at_open = at_open
+        self.at_close = at_close
+        self.specializes_on_shape = specializes_on_shape
+
+    def open(self, instance: Instance) -> Session:
+        self.note("open")
+        self.instances.append(instance)
+        self.at_open(instance)
+        return Recorded(self)
+
+    def close(self) -> None:
+        self.note("close model")
+
+    def note(self, name: str) -> None:
+        self.calls.append((name, threading.get_ident()))
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+class Gate:
+    """Holds a batch that contains ``value`` inside its session until it is opened."""
+
+    def __init__(self, value: float = 7) -> None:
+        self._value = value
+        self._entered = threading.Event()
+        self._open = threading.Event()
+
+    def __call__(self, batch: Array) -> None:
+        if (batch == self._value).any():
+            self._entered.set()
+            assert self._open.wait(PATIENCE_S)
+
+    def await_entered(self) -> None:
+        """Return when a batch is held."""
+        assert self._entered.wait(PATIENCE_S)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class PlannedBackend(Backend):
+    """A backend whose models a test makes: ``make`` is called by ``load``."""
+
+    def __init__(
+        self,
+        make: Callable[[ModelSource], Model],
+        *,
+        artifact: PartialConfig | None = None,
+        devices: tuple[str, ...] = ("cpu",),
+    ) -> None:
+        self._make = make
+        self._artifact = artifact or PartialConfig()
+        self._devices = devices
+
+    def hardware(self) -> Hardware:
+        return Hardware("none", self._devices)
+
+    def complete(self, source: ModelSource) -> PartialConfig:  # noqa: ARG002 - the same for every source
+        return self._artifact
+
+    def load(self, source: ModelSource, signature: Signature) -> Model:  # noqa: ARG002 - the test knows it
+        return self._make(source)
+
+
+ECHO_CONFIG = """
+backend: "planned"
+max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: [ 2 ] }
+output { name: "y" data_type: TYPE_FP32 dims: [ 2 ] }
+"""
+
+
+def write_model(
+    repository: Path, name: str = "m", *, config: str | None = ECHO_CONFIG, versions: Sequence[int] = (1,)
+) -> Path:
+    """A model's folder with its configuration and a folder for each of ``versions``."""
+    folder = repository / name
+    folder.mkdir(parents=True)
+    for version in versions:
+        (folder / str(version)).mkdir()
+    if config is not None:
+        (folder / "config.pbtxt").write_text(config)
+    return folder
+
+
+def model_folder(
+    repository: Path, name: str = "m", *, config: str = ECHO_CONFIG, versions: Sequence[int] = (1,)
+) -> ModelFolder:
+    """As :func:`write_model`, then read."""
+    model = read_model(write_model(repository, name, config=config, versions=versions))
+    assert isinstance(model, ModelFolder), model.reason
+    return model
+
+
+def loader_of(backend: Backend, *, events: Events | None = None, max_queue_requests: int = 100) -> Loader:
+    """A loader that has ``backend`` for whatever is asked for, and 4 cores."""
+    limits = LoadLimits(max_queue_requests, max_queue_bytes=10**6, cores=4)
+    return Loader(lambda _: backend, limits=limits, observer=events or Events())
+
+
+def parameters_text(values: Mapping[str, str]) -> str:
+    """``values`` as the ``parameters`` of a config.pbtxt."""
+    return "\n".join(f'parameters {{ key: "{key}" value {{ string_value: "{values[key]}" }} }}' for key in values)

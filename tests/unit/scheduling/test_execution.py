@@ -1,0 +1,350 @@
+"""Executing a batch: each gets its own rows, a failure is its own, and what is reported is what happened."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.builders import Events, Replies, carrying, echo_signature, rows_of, spec
+
+from preheat.backend import Outcome, Request, RequestSession, Session, Signature, TensorSession
+from preheat.errors import ExecutionFailed, InternalError, InvalidRequest, RequestCancelled, RequestTimeout
+from preheat.messages import InferResponse
+from preheat.scheduling.execution import Executor
+from preheat.scheduling.pending import Pending
+from preheat.scheduling.warmup import WarmupBatch
+from preheat.telemetry.events import BatchExecuted
+from preheat.tensors import Array, Tensors
+
+TWO_OUTPUTS = Signature((spec("x", 2),), (spec("y", 2), spec("z", 2)), max_batch_size=8)
+
+
+class Computing(TensorSession):
+    """Computes ``y``, and remembers the batches it saw."""
+
+    def __init__(self, compute: Callable[[Array], Array] = np.negative) -> None:
+        self._compute = compute
+        self.seen: list[Array] = []
+
+    def infer(self, inputs: Tensors) -> Tensors:
+        self.seen.append(inputs["x"])
+        return {"y": self._compute(inputs["x"])}
+
+
+class Answering(RequestSession):
+    """Answers with what ``answer`` says to its requests, and counts how often it was asked."""
+
+    def __init__(self, answer: Callable[[Sequence[Request]], Sequence[Outcome]]) -> None:
+        self._answer = answer
+        self.executions = 0
+
+    def execute(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        self.executions += 1
+        return self._answer(requests)
+
+
+class Sulking(Session):
+    """Neither of the two kinds of session."""
+
+
+def executor(
+    signature: Signature | None = None,
+    *,
+    buckets: Sequence[int] = (),
+    events: Events | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Executor:
+    return Executor(
+        "m", 3, signature=signature or echo_signature(), buckets=buckets, observer=events or Events(), clock=clock
+    )
+
+
+def batch_of(*values: Sequence[float]) -> tuple[list[Pending], list[Replies]]:
+    """A request for each of ``values``, with a row for each of its numbers."""
+    replies = [Replies() for _ in values]
+    return [carrying({"x": rows_of(*each)}, reply) for each, reply in zip(values, replies, strict=True)], replies
+
+
+def output(replies: Replies, name: str = "y") -> list[list[float]]:
+    response = replies.wait()
+    assert isinstance(response, InferResponse), response
+    values: list[list[float]] = next(each.array.tolist() for each in response.outputs if each.name == name)
+    return values
+
+
+def refuse_nines(batch: Array) -> Array:
+    if (batch == 9).any():
+        raise ExecutionFailed("no nines")
+    return -batch
+
+
+@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4), min_size=1, max_size=5), st.booleans())
+def test_each_request_gets_the_answers_to_its_own_rows(values: list[list[int]], padded: bool) -> None:
+    batch, replies = batch_of(*values)
+    executor(buckets=(1, 4, 20) if padded else ()).execute(Computing(), batch)
+    assert [output(each) for each in replies] == [[[-value, -value] for value in each] for each in values]
+
+
+def test_an_answer_says_who_computed_what_for_whom() -> None:
+    replies = Replies()
+    executor().execute(Computing(), [carrying({"x": rows_of(1)}, replies, identity="seven")])
+    response = replies.wait()
+    assert isinstance(response, InferResponse)
+    assert (response.model, response.version, response.id) == ("m", "3", "seven")
+
+
+def test_a_batch_is_padded_to_its_bucket() -> None:
+    session = Computing()
+    executor(buckets=(1, 2, 4)).execute(session, batch_of([1, 2], [3])[0])
+    assert [each.shape for each in session.seen] == [(4, 2)]
+
+
+def test_a_lone_request_of_the_right_size_reaches_the_session_uncopied() -> None:
+    session, array = Computing(), rows_of(1, 2)
+    executor(buckets=(2,)).execute(session, [carrying({"x": array}, Replies())])
+    assert session.seen[0] is array
+
+
+def test_a_model_without_a_batch_axis_gets_the_tensors_of_one_request() -> None:
+    session, replies = Computing(), Replies()
+    # Two rows by its first axis, which is no batch here.
+    executor(echo_signature(2, 2, max_batch_size=0)).execute(session, [carrying({"x": rows_of(1, 2)}, replies)])
+    assert [each.tolist() for each in session.seen] == [[[1, 1], [2, 2]]]
+    assert output(replies) == [[-1, -1], [-2, -2]]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [((), ["y", "z"]), (("z",), ["z"]), (("z", "y"), ["z", "y"])])
+def test_the_outputs_asked_for_are_given_in_the_order_asked(asked: Sequence[str], expected: list[str]) -> None:
+    class Both(TensorSession):
+        def infer(self, inputs: Tensors) -> Tensors:
+            return {"z": inputs["x"], "y": inputs["x"]}
+
+    replies = Replies()
+    executor(TWO_OUTPUTS).execute(Both(), [carrying({"x": rows_of(1)}, replies, outputs=asked)])
+    response = replies.wait()
+    assert isinstance(response, InferResponse)
+    assert [each.name for each in response.outputs] == expected
+
+
+def test_a_cancelled_request_is_left_out_and_its_peers_are_answered() -> None:
+    batch, replies = batch_of([1], [2], [3])
+    batch[1].answer(RequestCancelled("gone"))
+    session, events = Computing(), Events()
+    executor(events=events).execute(session, batch)
+    assert session.seen[0].tolist() == [[1, 1], [3, 3]]
+    assert [output(replies[0]), output(replies[2])] == [[[-1, -1]], [[-3, -3]]]
+    assert [event.rows for event in events.of(BatchExecuted)] == [2]
+
+
+def test_a_batch_of_cancelled_requests_is_not_run() -> None:
+    batch, _ = batch_of([1])
+    batch[0].answer(RequestCancelled("gone"))
+    session, events = Computing(), Events()
+    executor(events=events).execute(session, batch)
+    assert (session.seen, events.seen) == ([], [])
+
+
+def test_a_request_cancelled_while_it_runs_harms_no_peer_and_is_not_counted() -> None:
+    batch, replies = batch_of([1], [2, 3])
+
+    def cancel_then_compute(rows: Array) -> Array:
+        batch[0].answer(RequestCancelled("gone"))
+        return -rows
+
+    events = Events()
+    executor(events=events).execute(Computing(cancel_then_compute), batch)
+    assert isinstance(replies[0].wait(), RequestCancelled)
+    assert output(replies[1]) == [[-2, -2], [-3, -3]]
+    assert [(event.rows, len(event.request_s)) for event in events.of(BatchExecuted)] == [(2, 1)]
+
+
+def test_a_reply_that_raises_leaves_its_peers_answered() -> None:
+    def break_down(_: object) -> None:
+        raise ConnectionError("the client is gone")
+
+    batch, replies = batch_of([1])
+    executor().execute(Computing(), [carrying({"x": rows_of(0)}, break_down), *batch])
+    assert output(replies[0]) == [[-1, -1]]
+
+
+def test_one_requests_values_that_fail_a_batch_fail_only_that_request() -> None:
+    batch, replies = batch_of([1], [9], [3])
+    session, events = Computing(refuse_nines), Events()
+    executor(events=events).execute(session, batch)
+    assert [output(replies[0]), output(replies[2])] == [[[-1, -1]], [[-3, -3]]]
+    failure = replies[1].wait()
+    assert isinstance(failure, ExecutionFailed)
+    assert str(failure) == "no nines"
+    assert [event.rows for event in events.of(BatchExecuted)] == [1, 1]
+
+
+def test_a_failed_batch_leaves_the_next_one_alone() -> None:
+    session, runner = Computing(refuse_nines), executor()
+    for values, fails in (([9], True), ([1], False)):
+        batch, replies = batch_of(values)
+        runner.execute(session, batch)
+        assert isinstance(replies[0].wait(), ExecutionFailed) == fails
+
+
+@pytest.mark.parametrize("defect", [RuntimeError("a secret path"), SystemExit(3), KeyError("y")])
+def test_a_defect_of_the_model_is_logged_and_the_client_is_told_no_more_than_that(
+    defect: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(_: Array) -> Array:
+        raise defect
+
+    batch, replies = batch_of([1], [2])
+    with caplog.at_level(logging.ERROR):
+        executor().execute(Computing(break_down), batch)
+    assert [str(each.wait()) for each in replies] == [str(InternalError())] * 2
+    assert "model 'm' version 3" in caplog.text
+    assert type(defect).__name__ in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        (lambda rows: rows[:-1], "has 0 rows for a batch of 1"),
+        (lambda rows: rows.astype(np.float64), "is float64"),
+        (lambda rows: rows[:, :1], "has shape [1]"),
+    ],
+)
+def test_an_answer_that_breaks_the_signature_fails_the_request(
+    compute: Callable[[Array], Array], expected: str
+) -> None:
+    batch, replies = batch_of([1], [2])
+    executor().execute(Computing(compute), batch)
+    for each in replies:
+        failure = each.wait()
+        assert isinstance(failure, ExecutionFailed)
+        assert expected in str(failure)
+
+
+def test_a_session_of_no_known_kind_fails_its_requests_and_is_named_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    batch, replies = batch_of([1])
+    executor().execute(Sulking(), batch)
+    assert isinstance(replies[0].wait(), InternalError)
+    assert "Sulking is neither a TensorSession nor a RequestSession" in caplog.text
+
+
+def negate(asked: Request) -> Outcome:
+    return {"y": -asked.inputs["x"]}
+
+
+def test_a_request_session_sees_each_request_whole() -> None:
+    seen: list[Request] = []
+
+    def answer(requests: Sequence[Request]) -> Sequence[Outcome]:
+        seen.extend(requests)
+        return [negate(each) for each in requests]
+
+    batch, replies = batch_of([1, 2], [3])
+    executor().execute(Answering(answer), batch)
+    assert [(each.rows, each.inputs["x"].tolist()) for each in seen] == [(2, [[1, 1], [2, 2]]), (1, [[3, 3]])]
+    assert [output(each) for each in replies] == [[[-1, -1], [-2, -2]], [[-3, -3]]]
+
+
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_outcomes_that_are_not_as_many_as_the_requests_fail_them_all(surplus: int) -> None:
+    batch, replies = batch_of([1], [2])
+    session = Answering(lambda requests: [negate(requests[0])] * (len(requests) + surplus))
+    executor().execute(session, batch)
+    for each in replies:
+        failure = each.wait()
+        assert isinstance(failure, ExecutionFailed)
+        assert f"answered {2 + surplus} of 2 requests" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind", "expected"),
+    [
+        (InvalidRequest("too long a text"), InvalidRequest, "too long a text"),
+        (ExecutionFailed("out of memory"), ExecutionFailed, "out of memory"),
+        ({}, ExecutionFailed, "gave no output 'y'"),
+        ({"y": rows_of(1, 2)}, ExecutionFailed, "has 2 rows for a batch of 1"),
+        ({"y": np.zeros((1, 2))}, ExecutionFailed, "is float64"),
+        # What a careless model may return, against its types.
+        (None, Exception, ""),
+        ({"y": [[1.0, 1.0]]}, Exception, ""),
+    ],
+)
+def test_one_bad_outcome_is_its_own_requests_error_alone(
+    outcome: Outcome, kind: type[Exception], expected: str
+) -> None:
+    batch, replies = batch_of([1], [2], [3])
+    session = Answering(lambda requests: [negate(requests[0]), outcome, negate(requests[2])])
+    executor().execute(session, batch)
+    assert [output(replies[0]), output(replies[2])] == [[[-1, -1]], [[-3, -3]]]
+    failure = replies[1].wait()
+    assert isinstance(failure, kind)
+    assert expected in str(failure)
+
+
+def test_a_request_session_may_leave_out_the_outputs_that_were_not_asked_for() -> None:
+    session = Answering(lambda requests: [dict.fromkeys(each.requested_outputs, each.inputs["x"]) for each in requests])
+    replies = Replies()
+    executor(TWO_OUTPUTS).execute(session, [carrying({"x": rows_of(1)}, replies, outputs=("z",))])
+    assert output(replies, "z") == [[1, 1]]
+
+
+def test_a_request_session_that_fails_is_not_asked_twice_since_it_may_have_acted() -> None:
+    def break_down(_: Sequence[Request]) -> Sequence[Outcome]:
+        raise ExecutionFailed("half done")
+
+    session = Answering(break_down)
+    batch, replies = batch_of([1], [2])
+    executor().execute(session, batch)
+    assert [str(each.wait()) for each in replies] == ["half done"] * 2
+    assert session.executions == 1
+
+
+def test_a_request_that_expired_is_told_so() -> None:
+    batch, replies = batch_of([1])
+    executor().refuse_expired(batch[0])
+    failure = replies[0].wait()
+    assert isinstance(failure, RequestTimeout)
+    assert str(failure) == "Request timeout expired"
+
+
+def test_the_report_adds_up() -> None:
+    events = Events()
+    ticks = iter([10.0, 11.0, 13.0, 17.0])
+    batch, _ = batch_of([1, 2], [3])
+    executor(buckets=(8,), events=events, clock=lambda: next(ticks)).execute(Computing(), batch)
+    assert events.seen == [
+        BatchExecuted("m", 3, 3, [10, 10], [17, 17], compute_input_s=1, compute_infer_s=2, compute_output_s=4)
+    ]
+
+
+def test_a_batch_that_failed_is_not_reported_as_executed() -> None:
+    events = Events()
+    executor(events=events).execute(Computing(refuse_nines), batch_of([9])[0])
+    assert events.seen == []
+
+
+def test_warming_runs_the_path_of_real_batches() -> None:
+    session = Computing()
+    executor(buckets=(1, 4)).warm(session, WarmupBatch("batch 3", [{"x": rows_of(1)}] * 3))
+    assert [each.shape for each in session.seen] == [(4, 2)]
+
+
+def test_warming_a_model_without_a_batch_axis_runs_its_tensors_as_they_are() -> None:
+    session = Computing()
+    array = np.zeros(2, np.float32)
+    executor(echo_signature(max_batch_size=0)).warm(session, WarmupBatch("one request", [{"x": array}]))
+    assert session.seen == [array]
+
+
+def test_warming_finds_a_model_that_breaks_its_signature() -> None:
+    with pytest.raises(ExecutionFailed, match="has 1 rows for a batch of 2"):
+        executor().warm(Computing(lambda rows: rows[:1]), WarmupBatch("batch 2", [{"x": rows_of(1)}] * 2))
+
+
+def test_warming_a_request_session_raises_the_error_it_answers_with() -> None:
+    session = Answering(lambda requests: [negate(requests[0]), ExecutionFailed("no weights")])
+    with pytest.raises(ExecutionFailed, match="no weights"):
+        executor().warm(session, WarmupBatch("sample 's'", [{"x": rows_of(1)}] * 2))
