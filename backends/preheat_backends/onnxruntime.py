@@ -85,7 +85,7 @@ class OnnxRuntimeBackend(Backend):
         return read_signature(find_artifact(source, _TAKES).path).partial_config()
 
     def load(self, source: ModelSource, signature: Signature) -> Model:
-        """Build the session. Only the outputs of ``signature`` will be computed."""
+        """Build the session. Of the graph's outputs, all of which are computed, those of ``signature`` are fetched."""
         parameters = _parse(source)
         artifact = find_artifact(source, _TAKES)
         actual = read_signature(artifact.path)

@@ -167,7 +167,7 @@ def test_a_closed_model_is_freed(case: Case, build: Build) -> None:
     model = load(case, build(case))
     with opened(model) as session:
         session.infer(make_inputs(case.signature, 1))
-    freed = [weakref.ref(model), weakref.ref(session)]
+    freed: list[weakref.ref[Any]] = [weakref.ref(model), weakref.ref(session)]
     del model, session
     gc.collect()
     assert [reference() for reference in freed] == [None, None]

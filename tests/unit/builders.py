@@ -284,6 +284,11 @@ def loader_of(backend: Backend, *, events: Events | None = None, max_queue_reque
     return Loader(lambda _: backend, limits=limits, observer=events or Events())
 
 
+def threads() -> set[threading.Thread]:
+    """The threads that run now."""
+    return set(threading.enumerate())
+
+
 def parameters_text(values: Mapping[str, str]) -> str:
     """``values`` as the ``parameters`` of a config.pbtxt."""
-    return "\n".join(f'parameters {{ key: "{key}" value {{ string_value: "{values[key]}" }} }}' for key in values)
+    return "".join(f'\nparameters {{ key: "{key}" value {{ string_value: "{values[key]}" }} }}' for key in values)

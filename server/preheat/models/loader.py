@@ -137,7 +137,7 @@ def _load_models(backend: Backend, sources: Sequence[ModelSource], completed: Co
     try:
         for source in sources:
             models.append(backend.load(source, completed.signature))  # noqa: PERF401 - what is loaded must be known on failure
-    except Exception:
+    except BaseException:
         for model in models:
             model.close()
         raise
@@ -150,7 +150,7 @@ def _wait_until_warm(engines: Engines) -> float:
     wait(futures, return_when=FIRST_EXCEPTION)
     try:
         return max(future.result() for future in futures)
-    except Exception:
+    except BaseException:  # a model that calls sys.exit() too leaves nothing behind
         engines.close()
         raise
 

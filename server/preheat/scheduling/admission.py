@@ -115,7 +115,9 @@ class Gate:
                 f"'{spec.datatype.value}'"
             )
         sizes = tensor.shape[1:] if self._signature.batches else tensor.shape
-        if not all(map(Dimension.allows, spec.shape, sizes)) or math.prod(tensor.shape) > _MAX_ELEMENTS:
+        # An empty tensor's other sizes count too: numpy cannot address them either.
+        extent = math.prod(max(1, size) for size in tensor.shape)
+        if not all(map(Dimension.allows, spec.shape, sizes)) or extent > _MAX_ELEMENTS:
             raise self._wrong_shape(tensor)
 
     def _check_named_dimensions(self, inputs: Sequence[InputTensor]) -> None:

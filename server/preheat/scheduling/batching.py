@@ -69,7 +69,7 @@ def _ripen(candidates: list[Pending], expired: list[Pending], now_s: float, limi
     if ripe_s <= now_s:
         return Choice(preferred or candidates, expired)
     deadlines = [pending.deadline_s for pending in candidates if pending.deadline_s is not None]
-    return Choice([], expired, min(ripe_s, *deadlines))
+    return Choice([], expired, min([ripe_s, *deadlines]))
 
 
 def _fill_preferred(candidates: list[Pending], preferred_rows: tuple[int, ...]) -> list[Pending]:

@@ -70,17 +70,18 @@ class OutputCheck:
             if dimension.name is not None
         }
 
-    def _check_one(self, spec: TensorSpec, array: Array | None, rows: int | None, sizes: Mapping[str, int]) -> Array:
-        if array is None:
+    def _check_one(self, spec: TensorSpec, output: object, rows: int | None, sizes: Mapping[str, int]) -> Array:
+        subject = f"output '{spec.name}' of model '{self._model}'"
+        if output is None:
             raise ExecutionFailed(f"model '{self._model}' gave no output '{spec.name}'")
+        if not isinstance(output, np.ndarray | np.generic):
+            raise ExecutionFailed(f"{subject} is no array: {type(output).__name__}")
+        array: Array = np.asarray(output)
         if array.dtype != spec.datatype.numpy:
-            raise ExecutionFailed(
-                f"output '{spec.name}' of model '{self._model}' is {array.dtype}, "
-                f"its signature says {spec.datatype.value}"
-            )
+            raise ExecutionFailed(f"{subject} is {array.dtype}, its signature says {spec.datatype.value}")
         if rows is not None and (array.ndim == 0 or array.shape[0] != rows):
             got = array.shape[0] if array.ndim else "none"
-            raise ExecutionFailed(f"output '{spec.name}' of model '{self._model}' has {got} rows for a batch of {rows}")
+            raise ExecutionFailed(f"{subject} has {got} rows for a batch of {rows}")
         shape = array.shape if rows is None else array.shape[1:]
         fits = len(shape) == len(spec.shape) and all(
             dimension.allows(size) and sizes.get(dimension.name or "", size) == size
@@ -88,10 +89,8 @@ class OutputCheck:
         )
         if not fits:
             expected = ", ".join(str(sizes.get(dimension.name or "", dimension)) for dimension in spec.shape)
-            raise ExecutionFailed(
-                f"output '{spec.name}' of model '{self._model}' has shape {list(shape)} "
-                f"{'' if rows is None else 'for each row '}and should have [{expected}]"
-            )
+            each = "" if rows is None else "for each row "
+            raise ExecutionFailed(f"{subject} has shape {list(shape)} {each}and should have [{expected}]")
         return array
 
 

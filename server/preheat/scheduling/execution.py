@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from preheat.backend import Request, RequestSession, Session, Signature, TensorSession
@@ -130,10 +130,12 @@ class Executor:
             )
         return [self._answer_outcome(pending, outcome) for pending, outcome in zip(live, outcomes, strict=True)], stages
 
-    def _answer_outcome(self, pending: Pending, outcome: Tensors | ServingError) -> Answer:
+    def _answer_outcome(self, pending: Pending, outcome: object) -> Answer:
         """One request's outcome as its answer; a bad outcome is that request's error alone."""
         if isinstance(outcome, ServingError):
             return outcome
+        if not isinstance(outcome, Mapping):
+            return ExecutionFailed(f"model '{self._model}' answered a request with a {type(outcome).__name__}")
         try:
             rows = pending.rows if self._signature.batches else None
             names = pending.request.requested_outputs

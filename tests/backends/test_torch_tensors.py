@@ -1,0 +1,69 @@
+"""Arrays to torch and back: without a copy where that was asked for, with one where it matters."""
+
+import numpy as np
+import pytest
+import torch
+
+from preheat.tensors import Array, DataType
+from preheat_backends.torch_tensors import DTYPES, datatype_of, to_numpy, to_torch
+
+CPU = torch.device("cpu")
+BF16 = DataType.BF16.numpy
+
+shapes = pytest.mark.parametrize("shape", [(), (0, 4), (2, 3)], ids=str)
+
+
+def make_array(shape: tuple[int, ...], datatype: DataType, *, writable: bool) -> Array:
+    array = np.ones(shape, datatype.numpy)
+    array.setflags(write=writable)
+    return array
+
+
+@shapes
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("datatype", DTYPES, ids=lambda datatype: datatype.value)
+def test_a_borrowed_tensor_is_the_arrays_own_memory(shape: tuple[int, ...], writable: bool, datatype: DataType) -> None:
+    array = make_array(shape, datatype, writable=writable)
+    tensor = to_torch(array, CPU, borrow=True)
+    assert tensor.shape == shape
+    assert tensor.dtype is DTYPES[datatype]
+    assert array.size == 0 or tensor.data_ptr() == array.ctypes.data
+    assert array.flags.writeable is writable
+    assert bool((tensor == 1).all())
+
+
+@shapes
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("datatype", [DataType.FP32, DataType.BF16], ids=lambda datatype: datatype.value)
+def test_a_tensor_that_is_not_borrowed_may_be_written_to(
+    shape: tuple[int, ...], writable: bool, datatype: DataType
+) -> None:
+    array = make_array(shape, datatype, writable=writable)
+    to_torch(array, CPU, borrow=False).zero_()
+    assert (array == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_array_shares_memory_unless_it_is_to_be_a_copy(dtype: torch.dtype) -> None:
+    tensor = torch.ones(2, 3, dtype=dtype, requires_grad=True)
+    assert to_numpy(tensor, copy=False).ctypes.data == tensor.data_ptr()
+    copied = to_numpy(tensor, copy=True)
+    copied[...] = 0
+    assert bool((tensor == 1).all())
+
+
+def test_an_array_is_contiguous_whatever_the_tensor_was() -> None:
+    array = to_numpy(torch.arange(6).reshape(2, 3).t(), copy=False)
+    assert array.flags.c_contiguous
+    assert array.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_lazily_negated_tensor_is_negated() -> None:
+    imaginary = torch.tensor([1 + 2j]).conj().imag
+    assert to_numpy(imaginary, copy=False).tolist() == [-2]
+
+
+def test_every_datatype_but_strings_has_its_dtype() -> None:
+    assert set(DataType) - DTYPES.keys() == {DataType.BYTES}
+    assert {datatype_of(dtype) for dtype in DTYPES.values()} == DTYPES.keys()
+    assert datatype_of(torch.complex64) is None

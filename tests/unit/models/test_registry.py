@@ -1,0 +1,199 @@
+"""Lookups find what is READY, explain what is not, and never see a half-made change."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.unit.builders import ECHO_CONFIG
+
+from preheat.backend import PartialConfig
+from preheat.errors import InvalidRequest, ModelNotFound, ModelUnavailable
+from preheat.models.handle import Engines, Handle
+from preheat.models.lifecycle import Lifecycle, State
+from preheat.models.registry import Registry
+from preheat.repository.completion import complete
+from preheat.repository.configuration import parse_configuration
+from preheat.scheduling.batching import BatchLimits
+from preheat.scheduling.queue import RequestQueue
+from preheat.telemetry.events import Event, StateChanged
+
+COMPLETED = complete(parse_configuration(ECHO_CONFIG, Path("repository/m")), PartialConfig())
+
+
+def handle(model: str = "m", version: int = 1) -> Handle:
+    """A handle without workers: nothing is sent to it here."""
+    queue = RequestQueue(BatchLimits(max_rows=8), max_requests=1, max_bytes=1)
+    return Handle(model, version, completed=COMPLETED, engines=Engines((), (), queue), observer=lambda _: None)
+
+
+def make(observer: Callable[[Event], None] = lambda _: None) -> Registry:
+    return Registry(observer=observer)
+
+
+def publish(registry: Registry, model: str = "m", version: int = 1) -> tuple[Handle, Lifecycle]:
+    made, lifecycle = handle(model, version), registry.begin(model, version)
+    registry.publish(made, lifecycle)
+    return made, lifecycle
+
+
+def explanation(registry: Registry, model: str, version: str, kind: type[Exception]) -> str:
+    with pytest.raises(kind) as caught:
+        registry.find(model, version)
+    return str(caught.value)
+
+
+def test_a_version_is_found_by_its_number_and_the_newest_without_one() -> None:
+    registry = make()
+    second, _ = publish(registry, version=2)
+    tenth, _ = publish(registry, version=10)
+    first, _ = publish(registry, version=1)
+    assert registry.find("m", "1") is first
+    assert registry.find("m", "2") is second
+    assert registry.find("m", "") is tenth
+    assert registry.ready_versions("m") == [1, 2, 10]
+    assert registry.handles() == [first, second, tenth]
+
+
+def test_models_of_other_names_are_kept_apart() -> None:
+    registry = make()
+    ours, _ = publish(registry, "a")
+    theirs, _ = publish(registry, "b")
+    registry.retire(theirs)
+    assert registry.find("a", "") is ours
+    assert registry.ready_versions("b") == []
+
+
+def test_ready_is_announced_when_requests_can_already_be_served() -> None:
+    found: list[Handle] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StateChanged) and event.state == "READY":
+            found.append(registry.find(event.model, str(event.version)))
+
+    registry = make(look)
+    made, _ = publish(registry)
+    assert found == [made]
+
+
+def test_draining_is_announced_while_requests_can_still_be_served() -> None:
+    found: list[Handle] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StateChanged) and event.state == "DRAINING":
+            found.append(registry.find(event.model, ""))
+
+    registry = make(look)
+    made, lifecycle = publish(registry)
+    assert registry.retire(made) is lifecycle
+    assert found == [made]
+    assert lifecycle.state is State.DRAINING
+    assert not registry.is_ready("m", "")
+
+
+def test_retiring_the_newest_version_leaves_requests_to_the_one_before() -> None:
+    registry = make()
+    older, _ = publish(registry, version=1)
+    newest, _ = publish(registry, version=2)
+    registry.retire(newest)
+    assert registry.find("m", "") is older
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "+1", "1.0", " 1", "1e3", "٣", "²", "9" * 20])
+def test_a_version_that_is_no_whole_number_above_0_is_refused_by_its_text(text: str) -> None:
+    registry = make()
+    publish(registry)
+    registry.mark_broken("broken", "why")
+    for model in ("m", "broken"):
+        message = explanation(registry, model, text, InvalidRequest)
+        assert f"specified version string '{text}', version should be an integral value > 0" in message
+    with pytest.raises(InvalidRequest):
+        registry.is_ready("m", text)
+
+
+def test_an_unknown_model_is_named_and_so_are_those_there_are() -> None:
+    registry = make()
+    publish(registry, "b")
+    registry.mark_broken("a", "no config")
+    text = explanation(registry, "nope", "", ModelNotFound)
+    assert text == "Request for unknown model: 'nope' is not found; there are ['a', 'b']"
+
+
+def test_an_unknown_version_is_named_and_so_are_those_there_are() -> None:
+    registry = make()
+    publish(registry, version=1)
+    publish(registry, version=3)
+    text = explanation(registry, "m", "99", ModelNotFound)
+    assert text == "Request for unknown model: 'm' version 99 is not found; there are [1, 3]"
+
+
+def test_a_version_that_loads_is_unavailable_rather_than_unknown() -> None:
+    registry = make()
+    registry.begin("m", 1)
+    text = explanation(registry, "m", "1", ModelUnavailable)
+    assert text == "Request for unknown model: 'm' version 1 is not at ready state (LOADING)"
+    text = explanation(registry, "m", "", ModelNotFound)
+    assert text == "Request for unknown model: 'm' has no available versions: version 1 (LOADING)"
+
+
+def test_a_version_that_failed_says_why() -> None:
+    registry = make()
+    registry.begin("m", 1).move_to(State.FAILED, "no weights")
+    assert "version 1 is not at ready state (FAILED: no weights)" in explanation(registry, "m", "1", ModelUnavailable)
+    assert "no available versions: version 1 (FAILED: no weights)" in explanation(registry, "m", "", ModelNotFound)
+
+
+def test_a_model_that_could_not_be_tried_says_why() -> None:
+    registry = make()
+    registry.mark_broken("m", "config.pbtxt:1: what is this")
+    assert explanation(registry, "m", "", ModelNotFound).endswith("versions: config.pbtxt:1: what is this")
+    assert explanation(registry, "m", "1", ModelNotFound).endswith("not found: config.pbtxt:1: what is this")
+
+
+def test_whether_a_model_is_ready_is_no_error_for_what_is_unknown_or_on_its_way() -> None:
+    registry = make()
+    publish(registry)
+    registry.begin("slow", 1)
+    asked = [("m", ""), ("m", "1"), ("m", "2"), ("nope", ""), ("nope", "1"), ("slow", ""), ("slow", "1")]
+    assert [registry.is_ready(*each) for each in asked] == [True, True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("moves", "ready"),
+    [
+        ([], False),
+        ([State.READY], True),
+        ([State.FAILED], False),
+        ([State.READY, State.DRAINING], False),
+        ([State.READY, State.DRAINING, State.UNLOADED], True),
+    ],
+)
+def test_all_are_ready_when_each_is_ready_or_unloaded_on_purpose(moves: list[State], ready: bool) -> None:
+    registry = make()
+    publish(registry, "other")
+    lifecycle = registry.begin("m", 1)
+    for state in moves:
+        lifecycle.move_to(state)
+    assert registry.all_ready() == ready
+
+
+def test_a_model_that_could_not_be_tried_keeps_the_server_from_being_ready() -> None:
+    registry = make()
+    assert registry.all_ready()
+    registry.mark_broken("m", "why")
+    assert not registry.all_ready()
+
+
+def test_failures_name_models_that_could_not_be_tried_and_versions_that_failed() -> None:
+    registry = make()
+    publish(registry, "good")
+    registry.begin("worse", 3).move_to(State.FAILED, "why")
+    registry.mark_broken("bad", "why")
+    assert registry.failures() == ["bad", "worse/3"]
+
+
+def test_a_version_loaded_again_begins_a_life_of_its_own() -> None:
+    registry = make()
+    old, _ = publish(registry)
+    registry.retire(old).move_to(State.UNLOADED)
+    new, _ = publish(registry)
+    assert registry.find("m", "1") is new
