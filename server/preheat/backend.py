@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from preheat.errors import InvalidConfig, ServingError
 from preheat.parameters import parse_parameters
@@ -97,12 +97,16 @@ class Signature:
 class PartialConfig:
     """What an artifact says of itself. Shapes are whole: axis 0 is the batch axis where the artifact has one.
 
-    Empty ``inputs`` or ``outputs``: the artifact does not say, and the configuration has to.
+    Empty ``inputs`` or ``outputs``: the artifact does not say, and the configuration has to. ``max_batch_size`` and
+    ``dynamic_batching`` are for artifacts whose author decides them in code, and count where the configuration is
+    silent; None and False leave them to it.
     """
 
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     row_independent: bool = True
+    max_batch_size: int | None = None
+    dynamic_batching: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,9 @@ class ModelSource:
 
     ``version_path`` is the version's folder, ``config_path`` the file the parameters were written in (it may not
     exist). ``artifact_name`` is ``default_model_filename`` if the configuration sets it. ``device`` is "cpu" or
-    "cuda:N". ``instances`` sessions will be opened; each may use ``threads`` intra-op threads.
+    "cuda:N". ``instances`` sessions will be opened; each may use ``threads`` intra-op threads. ``config`` is the model's
+    ModelConfig as JSON, in the schema's own field names: as declared for :meth:`Backend.complete`, as completed for
+    :meth:`Backend.load`.
     """
 
     name: str
@@ -123,6 +129,7 @@ class ModelSource:
     device: str = "cpu"
     instances: int = 1
     threads: int = 1
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def parse_parameters(self, schema: type[T]) -> T:
         """Parse ``parameters`` into the frozen dataclass ``schema``.
@@ -159,7 +166,15 @@ class Request:
     parameters: Mapping[str, bool | int | float | str]
 
 
-Outcome: TypeAlias = Tensors | ServingError
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A request's answer: at least the requested outputs (others are ignored), and parameters to send along."""
+
+    outputs: Tensors
+    parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+
+
+Outcome: TypeAlias = Response | Tensors | ServingError
 
 
 class Session:

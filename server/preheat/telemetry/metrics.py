@@ -115,10 +115,11 @@ class StatisticsCollector(Collector):
 class MetricsServer:
     """Serves ``/metrics`` on threads of its own until :meth:`close`."""
 
-    def __init__(self, collector: Collector, *, host: str, port: int) -> None:
+    def __init__(self, *collectors: Collector, host: str, port: int) -> None:
         """Bind and serve at once; raises OSError if the port cannot be had. Port 0 takes a free one."""
         registry = CollectorRegistry()
-        registry.register(collector)
+        for collector in collectors:
+            registry.register(collector)
         server_class = _Ipv6Server if ":" in host else ThreadingHTTPServer
         try:
             self._server = server_class((host, port), _handler(registry))
