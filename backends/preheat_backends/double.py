@@ -29,6 +29,7 @@ from preheat.backend import (
     PartialConfig,
     Request,
     RequestSession,
+    Response,
     Session,
     Signature,
     TensorSession,
@@ -132,8 +133,7 @@ class DoubleRequestSession(RequestSession):
             outputs = self._echo.run(request.inputs)
         except ServingError as error:
             return error
-        wanted = request.requested_outputs or outputs.keys()
-        return {name: outputs[name] for name in wanted}
+        return Response(outputs)
 
 
 class _Echo:

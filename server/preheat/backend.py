@@ -115,9 +115,10 @@ class ModelSource:
 
     ``version_path`` is the version's folder, ``config_path`` the file the parameters were written in (it may not
     exist). ``artifact_name`` is ``default_model_filename`` if the configuration sets it. ``device`` is "cpu" or
-    "cuda:N". ``instances`` sessions will be opened; each may use ``threads`` intra-op threads. ``config`` is the model's
-    ModelConfig as JSON, in the schema's own field names: as declared for :meth:`Backend.complete`, as completed for
-    :meth:`Backend.load`.
+    "cuda:N". ``instances`` sessions will be opened; each may use ``threads`` intra-op threads.
+
+    ``config`` is the model's ModelConfig as JSON, in the schema's own field names: as declared for
+    :meth:`Backend.complete`, as completed for :meth:`Backend.load`.
     """
 
     name: str
@@ -174,7 +175,7 @@ class Response:
     parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
-Outcome: TypeAlias = Response | Tensors | ServingError
+Outcome: TypeAlias = Response | ServingError
 
 
 class Session:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeAlias
 
 from preheat.tensors import Array, Buffer, DataType
 
 Parameter: TypeAlias = bool | int | float | str
+NO_PARAMETERS: Mapping[str, Parameter] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,13 @@ def _split_elements(data: Buffer, count: int) -> Array:
     return array
 
 
+def raw_size(array: Array) -> int:
+    """How many bytes :func:`to_raw` makes of ``array``."""
+    if array.dtype.kind != "O":
+        return array.nbytes
+    return sum(_LENGTH.size + len(element) for element in array.flat)
+
+
 def to_raw(array: Array) -> bytes:
     """The binary tensor format of ``array``: the inverse of :func:`from_raw`."""
     if array.dtype.kind != "O":

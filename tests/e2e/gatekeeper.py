@@ -21,20 +21,21 @@ class Arrival:
     instance: int
     thread: int
     rows: int
-    let_go: Callable[[], None] = field(repr=False, compare=False)
+    release: Callable[[], None] = field(repr=False, compare=False)
 
 
 class Gatekeeper:
     """Listens for arrivals from ``__enter__`` to ``__exit__``, which must come after the server's.
 
     The gate is open, for warm-up has to pass, until :meth:`shut`. ``passed`` is who went through an open gate. Any
-    thread may call it; ``_shut`` and ``passed`` are guarded by ``_lock``.
+    thread may call it; ``_shut``, ``_held`` and ``passed`` are guarded by ``_lock``.
     """
 
     def __init__(self, *, shut: bool = False) -> None:
         self._lock = threading.Lock()
         self._shut = shut
-        self._waiting: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._held: list[Arrival] = []
+        self._unseen: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self.passed: list[Arrival] = []
         self._server = _Listener(("127.0.0.1", 0), _handler(self._arrive))
         self.port: int = self._server.server_address[1]
@@ -60,31 +61,42 @@ class Gatekeeper:
             self._shut = True
 
     def open(self) -> None:
-        """Let go who waits and, from now on, who arrives."""
+        """Let go who waits, seen or not, and, from now on, who arrives."""
         with self._lock:
             self._shut = False
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._waiting.get_nowait().let_go()
+            held, self._held = self._held, []
+            while not self._unseen.empty():
+                self._unseen.get_nowait()
+        for arrival in held:
+            arrival.release()
+
+    def let_go(self, arrival: Arrival) -> None:
+        """Let go one of those who wait; no effect if it has gone."""
+        with self._lock:
+            if arrival not in self._held:
+                return
+            self._held.remove(arrival)
+        arrival.release()
 
     def next(self) -> Arrival:
         """Block until someone waits at the gate who has not been seen yet."""
         try:
-            return self._waiting.get(timeout=LIMIT_S)
+            return self._unseen.get(timeout=LIMIT_S)
         except queue.Empty:
             raise AssertionError("nobody came to the gate") from None
 
     def deserted(self) -> bool:
         """Whether nobody waits at the gate unseen."""
-        return self._waiting.empty()
+        return self._unseen.empty()
 
     def _arrive(self, arrival: Arrival) -> None:
         with self._lock:
             if self._shut:
-                self._waiting.put(arrival)
+                self._held.append(arrival)
+                self._unseen.put(arrival)
                 return
             self.passed.append(arrival)
-        arrival.let_go()
+        arrival.release()
 
 
 class _Listener(socketserver.ThreadingTCPServer):
@@ -96,9 +108,9 @@ def _handler(arrive: Callable[[Arrival], None]) -> type[socketserver.StreamReque
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             for line in self.rfile:
-                arrive(Arrival(**json.loads(line), let_go=self._let_go))
+                arrive(Arrival(**json.loads(line), release=self._release))
 
-        def _let_go(self) -> None:
+        def _release(self) -> None:
             # Who was killed meanwhile has gone already.
             with contextlib.suppress(OSError):
                 self.wfile.write(b"go\n")

@@ -128,7 +128,7 @@ _MODEL_CASES = _listed(
     _case("version 0", _version("0"), "'0'", "integral value > 0"),
     _case("version with a sign", _version("+1"), "'+1'"),
     _case("version with a space", _version(" 1"), "' 1'"),
-    _case("version in another script", _version("١"), "'١'"),
+    _case("version in another script", _version("\u0661"), "'\u0661'"),
     _case("reserved parameter", _echo(parameters={"triton_final_response": True}), "'triton_final_response'"),
     _case("parameter without a value", without_value(_echo(), "colour"), "'colour'"),
 )

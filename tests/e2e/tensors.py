@@ -1,14 +1,15 @@
 """Arrays as tritonclient takes them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+Rows: TypeAlias = NDArray[np.int64]
 
 
 def infer_inputs(arrays: Arrays) -> list[Any]:
@@ -20,6 +21,6 @@ def infer_inputs(arrays: Arrays) -> list[Any]:
     return inputs
 
 
-def unique_rows(rows: int, *, start: int) -> NDArray[np.int64]:
+def unique_rows(rows: int, *, start: int) -> Rows:
     """Rows of four numbers that no other ``start`` at least 4 * ``rows`` away has."""
     return np.arange(start, start + 4 * rows, dtype=np.int64).reshape(rows, 4)

@@ -67,7 +67,7 @@ CONFIGS = (
     _config("unknown_parameter", echo_config(parameters={"colour": "red"}), "colour: unknown", "behavior"),
     _config("bad_number", echo_config(parameters={"every": "often"}), "every: 'often'", "integer"),
     _config("bad_choice", echo_config(parameters={"behavior": "moody"}), "behavior: 'moody'", "identity"),
-    _config("bad_server_parameter", echo_config(parameters={"preheat.bucket": "4"}), "preheat.bucket", "preheat.buckets"),
+    _config("bad_server_key", echo_config(parameters={"preheat.bucket": "4"}), "preheat.bucket:", "preheat.buckets"),
     _config("bad_buckets", echo_config(parameters={"preheat.buckets": "2,4"}), "preheat.buckets", "8"),
     _config("bad_axis", echo_config(parameters={"preheat.shape.INPUT7": "row"}), "preheat.shape.INPUT7", "INPUT0"),
     _config("ensemble", echo_config(extra="ensemble_scheduling { }"), "ensemble_scheduling", "not supported"),
@@ -171,7 +171,7 @@ def _log_of(server: ServerProcess, model: str) -> str:
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
-def test_a_broken_model_says_why_to_its_callers_and_in_the_log(server: ServerProcess, broken: Broken):
+def test_a_broken_model_says_why_to_its_callers_and_in_the_log(server: ServerProcess, broken: Broken) -> None:
     with Wire(server.grpc_address) as wire:
         status = wire.status("ModelInfer", infer_request(broken.name, []))
     logged = _log_of(server, broken.name)
@@ -182,7 +182,7 @@ def test_a_broken_model_says_why_to_its_callers_and_in_the_log(server: ServerPro
         assert fragment in logged
 
 
-def test_a_model_in_two_repositories_is_in_neither(server: ServerProcess, client: Any):
+def test_a_model_in_two_repositories_is_in_neither(server: ServerProcess, client: Any) -> None:
     with pytest.raises(grpcclient.InferenceServerException, match="two or more repositories") as refusal:
         client.infer("in_two_places", infer_inputs({"INPUT0": unique_rows(1, start=0)}))
     assert refusal.value.status() == "StatusCode.NOT_FOUND"
@@ -190,19 +190,19 @@ def test_a_model_in_two_repositories_is_in_neither(server: ServerProcess, client
 
 
 @pytest.mark.parametrize("model", ["good", "also_good"])
-def test_the_others_serve(client: Any, model: str):
+def test_the_others_serve(client: Any, model: str) -> None:
     rows = unique_rows(3, start=7)
     assert (client.infer(model, infer_inputs({"INPUT0": rows})).as_numpy("OUTPUT0") == rows).all()
     assert client.is_model_ready(model)
 
 
-def test_the_newest_version_serves_unless_the_configuration_asks_for_more(client: Any):
+def test_the_newest_version_serves_unless_the_configuration_asks_for_more(client: Any) -> None:
     assert list(client.get_model_metadata("also_good").versions) == ["2"]
     with pytest.raises(grpcclient.InferenceServerException, match="version 1 is not found"):
         client.get_model_metadata("also_good", "1")
 
 
-def test_the_server_is_up_but_not_ready_and_names_what_failed(server: ServerProcess, client: Any):
+def test_the_server_is_up_but_not_ready_and_names_what_failed(server: ServerProcess, client: Any) -> None:
     assert client.is_server_live()
     assert not client.is_server_ready()
     summary = next(line for line in server.log.splitlines() if "not ready: 2 model versions" in line)
@@ -211,18 +211,18 @@ def test_the_server_is_up_but_not_ready_and_names_what_failed(server: ServerProc
         assert not client.is_model_ready(broken.name)
 
 
-def test_the_metrics_show_failed_versions_as_failed(server: ServerProcess):
+def test_the_metrics_show_failed_versions_as_failed(server: ServerProcess) -> None:
     found = scrape(server)
     assert found.state("told_to_fail") == ["FAILED"]
     assert found.state("good") == ["READY"]
 
 
-def test_files_and_hidden_folders_are_no_models(server: ServerProcess):
+def test_files_and_hidden_folders_are_no_models(server: ServerProcess) -> None:
     assert "a_file" not in server.log
     assert "hidden" not in server.log
 
 
-def test_an_empty_repository_is_ready_with_nothing(tmp_path: Path):
+def test_an_empty_repository_is_ready_with_nothing(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server, grpcclient.InferenceServerClient(server.grpc_address) as client:
         assert client.is_server_ready()
         assert "ready: 0 model versions" in server.log

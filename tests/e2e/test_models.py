@@ -89,7 +89,7 @@ def _assert_same(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> 
 @pytest.mark.parametrize("model", EMBEDDERS)
 def test_embeddings_are_those_of_pytorch_at_every_batch_size(
     client: Any, reference: NDArray[np.float32], model: str, batch_size: int
-):
+) -> None:
     positions = _chosen(batch_size)
     result = client.infer(model, infer_inputs(_tokens(positions)), request_id=f"{batch_size}")
     _assert_same(result.as_numpy("sentence_embedding"), reference[positions])
@@ -98,14 +98,16 @@ def test_embeddings_are_those_of_pytorch_at_every_batch_size(
 
 
 @pytest.mark.parametrize("model", EMBEDDERS)
-def test_long_sentences_beside_short_ones(client: Any, reference: NDArray[np.float32], model: str):
+def test_long_sentences_beside_short_ones(client: Any, reference: NDArray[np.float32], model: str) -> None:
     positions = [*LONG, *SHORT[:2]]
     result = client.infer(model, infer_inputs(_tokens(positions)))
     _assert_same(result.as_numpy("sentence_embedding"), reference[positions])
 
 
 @pytest.mark.parametrize("model", EMBEDDERS)
-def test_async_infer_answers_every_callback_with_its_own(client: Any, reference: NDArray[np.float32], model: str):
+def test_async_infer_answers_every_callback_with_its_own(
+    client: Any, reference: NDArray[np.float32], model: str
+) -> None:
     batches = {size: _chosen(size) for size in (1, 2, 7, MAX_BATCH)}
     answers: queue.SimpleQueue[tuple[int, Any, Any]] = queue.SimpleQueue()
     for size, positions in batches.items():
@@ -122,7 +124,7 @@ def test_async_infer_answers_every_callback_with_its_own(client: Any, reference:
 
 
 @pytest.mark.parametrize("model", EMBEDDERS)
-def test_the_aio_client_gets_the_same(server: ServerProcess, reference: NDArray[np.float32], model: str):
+def test_the_aio_client_gets_the_same(server: ServerProcess, reference: NDArray[np.float32], model: str) -> None:
     batches = [_chosen(size) for size in (1, 3, 8, MAX_BATCH)]
 
     async def embed_all() -> list[Any]:
@@ -135,19 +137,19 @@ def test_the_aio_client_gets_the_same(server: ServerProcess, reference: NDArray[
 
 
 @pytest.mark.parametrize("model", EMBEDDERS)
-def test_outputs_asked_for_by_name_are_those_given(client: Any, model: str):
+def test_outputs_asked_for_by_name_are_those_given(client: Any, model: str) -> None:
     wanted = [grpcclient.InferRequestedOutput("sentence_embedding")]
     result = client.infer(model, infer_inputs(_tokens([0])), outputs=wanted, model_version="1")
     assert [output.name for output in result.get_response().outputs] == ["sentence_embedding"]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 63, 64])
-def test_identity_answers_what_it_was_asked(client: Any, rows: int):
+def test_identity_answers_what_it_was_asked(client: Any, rows: int) -> None:
     array = np.random.default_rng(rows).random((rows, 5), np.float32)
     assert np.array_equal(client.infer("identity", infer_inputs({"INPUT0": array})).as_numpy("OUTPUT0"), array)
 
 
-def test_identity_answers_callbacks_and_the_aio_client(server: ServerProcess, client: Any):
+def test_identity_answers_callbacks_and_the_aio_client(server: ServerProcess, client: Any) -> None:
     arrays = [np.full((rows, 2), rows, np.float32) for rows in range(1, 33)]
     answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     for array in arrays:
@@ -160,20 +162,20 @@ def test_identity_answers_callbacks_and_the_aio_client(server: ServerProcess, cl
     assert all(map(np.array_equal, by_rows, arrays))
 
     async def ask_all() -> list[Any]:
-        async with aioclient.InferenceServerClient(server.grpc_address) as client:
-            requests = (client.infer("identity", infer_inputs({"INPUT0": array})) for array in arrays)
+        async with aioclient.InferenceServerClient(server.grpc_address) as aio:
+            requests = (aio.infer("identity", infer_inputs({"INPUT0": array})) for array in arrays)
             return await asyncio.gather(*requests)
 
     results = asyncio.run(ask_all())
     assert all(map(np.array_equal, (result.as_numpy("OUTPUT0") for result in results), arrays))
 
 
-def test_a_message_far_beyond_the_default_limit_of_grpc_is_answered(client: Any):
+def test_a_message_far_beyond_the_default_limit_of_grpc_is_answered(client: Any) -> None:
     array = np.random.default_rng(1).random((64, 2**16), np.float32)  # 16 MiB; the default is 4
     assert np.array_equal(client.infer("identity", infer_inputs({"INPUT0": array})).as_numpy("OUTPUT0"), array)
 
 
-def test_the_server_describes_itself(client: Any):
+def test_the_server_describes_itself(client: Any) -> None:
     metadata = client.get_server_metadata()
     assert metadata.name == "preheat"
     assert metadata.version
@@ -183,7 +185,7 @@ def test_the_server_describes_itself(client: Any):
 
 
 @pytest.mark.parametrize("model", EMBEDDERS)
-def test_the_embedders_describe_themselves(client: Any, model: str):
+def test_the_embedders_describe_themselves(client: Any, model: str) -> None:
     metadata = client.get_model_metadata(model)
     assert (metadata.name, list(metadata.versions)) == (model, ["1"])
     inputs = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in metadata.inputs}
@@ -200,7 +202,7 @@ def test_the_embedders_describe_themselves(client: Any, model: str):
     assert not client.is_model_ready(model, "2")
 
 
-def test_metadata_comes_as_json_too(client: Any):
+def test_metadata_comes_as_json_too(client: Any) -> None:
     assert client.get_model_metadata("identity", as_json=True)["inputs"] == [
         {"name": "INPUT0", "datatype": "FP32", "shape": ["-1", "-1"]}
     ]
@@ -208,7 +210,7 @@ def test_metadata_comes_as_json_too(client: Any):
 
 
 @pytest.mark.parametrize("model", EMBEDDERS)
-def test_sequences_up_to_512_tokens_and_no_longer(client: Any, model: str):
+def test_sequences_up_to_512_tokens_and_no_longer(client: Any, model: str) -> None:
     longest = {name: np.ones((1, 512), np.int64) for name in ("input_ids", "attention_mask")}
     embedding = client.infer(model, infer_inputs(longest)).as_numpy("sentence_embedding")
     assert np.linalg.norm(embedding) == pytest.approx(1, rel=RELATIVE)

@@ -1,16 +1,21 @@
 """The protocol below tritonclient, which would refuse to send most of what a server must be able to refuse."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, cast
 
 import grpc
+from grpc_health.v1 import health_pb2
 from tests.e2e.server_process import LIMIT_S
 from tritonclient.grpc import service_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
-Parameters = Mapping[str, bool | int | float | str]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_HEALTH = "/grpc.health.v1.Health"
+
+Parameters: TypeAlias = Mapping[str, bool | int | float | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +57,47 @@ class Wire:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    @property
-    def channel(self) -> grpc.Channel:
-        """The channel, for stubs of other services."""
-        return self._channel
-
     def call(self, rpc: str, payload: bytes) -> bytes:
         """The answer of an RPC; raises grpc.RpcError."""
         method = f"/{SERVICE.full_name}/{rpc}"
         if any(known.name == rpc and known.client_streaming for known in SERVICE.methods):
-            stream = self._channel.stream_stream(method)
-            answers: list[bytes] = list(stream(iter([payload]), timeout=LIMIT_S))  # type: ignore[arg-type]
-            return answers[0]
-        answer: bytes = self._channel.unary_unary(method)(payload, timeout=LIMIT_S)
-        return answer
+            stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(method)
+            return next(iter(stream(iter([payload]), timeout=LIMIT_S)))
+        return self._unary(method)(payload, timeout=LIMIT_S)
 
     def status(self, rpc: str, payload: bytes) -> Status:
         """How a call of an RPC ends."""
         try:
             self.call(rpc, payload)
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            return Status(error.code(), error.details() or "")
+            return status_of(error)
         return Status(grpc.StatusCode.OK, "")
 
     def infer(self, request: bytes) -> Any:
         """The ModelInferResponse to an encoded request; raises grpc.RpcError."""
         return pb.ModelInferResponse.FromString(self.call("ModelInfer", request))
+
+    def health(self, service: str = "") -> int:
+        """What the health service says of a service now; raises grpc.RpcError."""
+        check = self._unary(f"{_HEALTH}/Check")
+        request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+        return health_pb2.HealthCheckResponse.FromString(check(request, timeout=LIMIT_S)).status
+
+    def watch_health(self) -> Iterator[int]:
+        """What the health service says of the server, now and with each change."""
+        watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(f"{_HEALTH}/Watch")
+        for answer in watch(health_pb2.HealthCheckRequest().SerializeToString(), timeout=LIMIT_S):
+            yield health_pb2.HealthCheckResponse.FromString(answer).status
+
+    def _unary(self, method: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
+        return self._channel.unary_unary(method)
+
+
+def status_of(error: grpc.RpcError) -> Status:
+    """How the call that raised ``error`` ended."""
+    # What a channel raises is both, which the library's types do not say.
+    call = cast("grpc.Call", error)
+    return Status(call.code(), call.details() or "")
 
 
 def infer_request(

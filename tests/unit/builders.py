@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from preheat.tensors import Array, DataType, Tensors, to_raw
 PATIENCE_S = 20.0
 
 EventT = TypeVar("EventT")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
 def spec(name: str, *dims: int | Dimension, datatype: DataType = DataType.FP32, optional: bool = False) -> TensorSpec:
@@ -282,6 +285,20 @@ def loader_of(backend: Backend, *, events: Events | None = None, max_queue_reque
     """A loader that has ``backend`` for whatever is asked for, and 4 cores."""
     limits = LoadLimits(max_queue_requests, max_queue_bytes=10**6, cores=4)
     return Loader(lambda _: backend, limits=limits, observer=events or Events())
+
+
+def background(call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Future[Result]:
+    """Call on a thread of its own, one that does not outlive the run if it hangs."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*args, **kwargs))
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def threads() -> set[threading.Thread]:

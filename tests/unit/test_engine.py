@@ -1,7 +1,6 @@
 """The one door: every request is answered once, whatever state the server and the model are in."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tests.unit.builders import (
     PlannedBackend,
     Recording,
     Replies,
+    background,
     loader_of,
     model_folder,
     request,
@@ -116,10 +116,9 @@ def test_a_ticket_calls_its_request_off(served: Served) -> None:
 def test_a_request_that_meets_a_draining_version_goes_to_its_successor(served: Served) -> None:
     # Version 3 is routed to, but takes nothing any more: an instant of every unloading.
     assert served.registry.find("m", "").drain(PATIENCE_S)
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(answer, served.engine)
-        served.publish(5)
-        response = asking.result(PATIENCE_S)
+    asking = background(answer, served.engine)
+    served.publish(5)
+    response = asking.result(PATIENCE_S)
     assert isinstance(response, InferResponse)
     assert response.version == "5"
 

@@ -72,7 +72,7 @@ class Handle:
         self.completed = completed
         self._engines = engines
         self._observer = observer
-        self._gate = Gate(name, completed.signature)
+        self._gate = Gate(name, completed.client_signature, completed.reshapes)
         self._idle = threading.Condition(threading.Lock())
         self._in_flight: set[Pending] = set()
         self._accepting = True
@@ -139,7 +139,7 @@ class Handle:
 
     def metadata(self, versions: Sequence[int]) -> ModelMetadata:
         """The model as clients see it, with ``versions`` listed."""
-        signature = self.completed.signature
+        signature = self.completed.client_signature
         return ModelMetadata(
             name=self.name,
             versions=tuple(map(str, versions)),

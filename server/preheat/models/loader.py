@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preheat.backend import Backend, Instance, Model, ModelSource, RequestSession, Session
 from preheat.errors import LoadFailed
 from preheat.models.handle import Engines, Handle
 from preheat.models.placement import Placement, place
 from preheat.repository.completion import CompletedConfiguration, complete
+from preheat.repository.config_json import as_json
 from preheat.repository.configuration import ModelConfiguration
 from preheat.repository.scan import ModelFolder
 from preheat.scheduling.batching import BatchLimits
@@ -56,8 +57,9 @@ class Loader:
         placements = place(configuration, backend.hardware().devices)
         sources = [self._source(folder, version, placement, placements) for placement in placements]
         completed = complete(configuration, backend.complete(sources[0]))
+        sources = [replace(source, config=as_json(completed.proto)) for source in sources]
         models = _load_models(backend, sources, completed)
-        engines = self._start(configuration, version, completed, sources, models)
+        engines = self._start(version, completed, sources, models)
         warmup_s = _wait_until_warm(engines)
         load_s = time.monotonic() - started_s - warmup_s
         handle = Handle(configuration.name, version, completed=completed, engines=engines, observer=self._observer)
@@ -88,17 +90,18 @@ class Loader:
             device=placement.device,
             instances=placement.instances,
             threads=configuration.server.threads or max(1, self._limits.cores // instances),
+            config=as_json(configuration.proto),
         )
 
     def _start(
         self,
-        configuration: ModelConfiguration,
         version: int,
         completed: CompletedConfiguration,
         sources: Sequence[ModelSource],
         models: Sequence[Model],
     ) -> Engines:
         """Start a worker for each instance; they open their sessions and warm them at the same time."""
+        configuration = completed.configuration
         buckets = configuration.server.buckets or default_buckets(configuration.max_batch_size)
         executor = Executor(
             configuration.name,
@@ -106,6 +109,7 @@ class Loader:
             signature=completed.signature,
             buckets=buckets if any(model.specializes_on_shape for model in models) else (),
             observer=self._observer,
+            reshapes=completed.reshapes,
         )
         queue = RequestQueue(
             _batch_limits(configuration),
@@ -120,7 +124,7 @@ class Loader:
                 model,
                 Instance(ordinal, source.device, source.threads),
                 name=f"{configuration.name}/{version} instance {ordinal}",
-                plan=_warmup_plan(configuration, completed, buckets),
+                plan=_warmup_plan(completed, buckets),
                 executor=executor,
                 queue=queue,
             )
@@ -155,14 +159,12 @@ def _wait_until_warm(engines: Engines) -> float:
         raise
 
 
-def _warmup_plan(
-    configuration: ModelConfiguration, completed: CompletedConfiguration, buckets: Sequence[int]
-) -> WarmupPlan:
+def _warmup_plan(completed: CompletedConfiguration, buckets: Sequence[int]) -> WarmupPlan:
     def plan(session: Session) -> Sequence[WarmupBatch]:
         # A session that sees requests whole may have side effects: only what the configuration asks for is run.
         if isinstance(session, RequestSession):
-            return plan_samples(completed.signature, configuration.samples)
-        return plan_warmup(completed.signature, buckets, configuration.samples)
+            return plan_samples(completed.signature, completed.configuration.samples)
+        return plan_warmup(completed.signature, buckets, completed.configuration.samples)
 
     return plan
 

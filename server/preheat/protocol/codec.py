@@ -13,10 +13,13 @@ from google.protobuf.message import DecodeError
 from preheat.errors import InvalidRequest, Unsupported
 from preheat.messages import InferRequest, InferResponse, InputTensor, Parameter
 from preheat.protocol import grpc_service_pb2 as pb
-from preheat.tensors import Array, to_raw
+from preheat.tensors import Array, raw_size, to_raw
 
 # A protobuf message, and so a gRPC message, cannot be larger.
 MAX_MESSAGE_BYTES = 2**31 - 1
+
+# What is kept free for names, shapes and parameters beside the tensors of an answer.
+_ENVELOPE_BYTES = 2**20
 
 # The typed field that carries each datatype. FP16 and BF16 have none: they must be raw.
 _CONTENTS = {
@@ -58,15 +61,15 @@ def decode_request(payload: bytes, *, deadline_s: float | None) -> InferRequest:
 
 def encode_response(response: InferResponse) -> bytes:
     """Encode a ModelInferResponse, copying what its arrays view. Raises InvalidRequest if gRPC could not carry it."""
+    size = sum(raw_size(output.array) for output in response.outputs)
+    if size > MAX_MESSAGE_BYTES - _ENVELOPE_BYTES:
+        raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE_BYTES}")
     message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
     for key, value in response.parameters.items():
         _encode_parameter(message.parameters[key], value)
     for output in response.outputs:
         message.outputs.add(name=output.name, datatype=output.datatype.value, shape=output.array.shape)
         message.raw_output_contents.append(to_raw(output.array))
-    size = message.ByteSize()
-    if size > MAX_MESSAGE_BYTES:
-        raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE_BYTES}")
     return message.SerializeToString()
 
 

@@ -3,13 +3,16 @@
 The file wins where it speaks, but it cannot contradict the artifact: a difference is an error that names both.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from preheat.backend import Dimension, PartialConfig, Signature, TensorSpec
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
-from preheat.repository.configuration import ModelConfiguration, datatype_value
+from preheat.repository.configuration import BatchingPolicy, ModelConfiguration
+from preheat.repository.declarations import datatype_value
+from preheat.scheduling.reshaping import Reshape
 
 FROM_FILE = "config.pbtxt"
 FROM_ARTIFACT = "the artifact"
@@ -20,25 +23,57 @@ FROM_DEFAULT = "default"
 class CompletedConfiguration:
     """A configuration with nothing left open.
 
+    ``signature`` is the model's, ``client_signature`` what clients see: they differ by ``reshapes``, by tensor name.
     ``origins`` says for each field of ``proto`` where its value came from.
     """
 
+    configuration: ModelConfiguration
     signature: Signature
+    client_signature: Signature
+    reshapes: Mapping[str, Reshape]
     proto: pb.ModelConfig
     origins: Mapping[str, str]
 
 
 def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> CompletedConfiguration:
     """Merge what the file and the artifact say. Raises InvalidConfig where they disagree or neither says enough."""
+    configuration = _adopt_batching(configuration, artifact)
     _check_row_independence(configuration, artifact)
     inputs = _merge(configuration, "input", configuration.inputs, artifact.inputs)
     outputs = _merge(configuration, "output", configuration.outputs, _rename_outputs(configuration, artifact))
     signature = Signature(inputs, outputs, configuration.max_batch_size, artifact.row_independent)
-    _check_axis_names(configuration, signature)
+    reshapes = {
+        spec.name: Reshape(_client_shape(configuration.client_shapes[spec.name], spec), spec.shape)
+        for spec in (*inputs, *outputs)
+        if spec.name in configuration.client_shapes
+    }
+    client_signature = replace(
+        signature, inputs=_as_clients_see(inputs, reshapes), outputs=_as_clients_see(outputs, reshapes)
+    )
+    _check_axis_names(configuration, client_signature)
     _check_buckets(configuration)
     _check_samples(configuration, signature)
-    proto, origins = _complete_proto(configuration, signature)
-    return CompletedConfiguration(signature, proto, origins)
+    proto, origins = _complete_proto(configuration, client_signature)
+    return CompletedConfiguration(configuration, signature, client_signature, reshapes, proto, origins)
+
+
+def _adopt_batching(configuration: ModelConfiguration, artifact: PartialConfig) -> ModelConfiguration:
+    """Take what the artifact's author decided in code where the file is silent."""
+    max_batch_size = configuration.max_batch_size or artifact.max_batch_size or 0
+    batching = configuration.batching
+    if batching is None and artifact.dynamic_batching and max_batch_size:
+        batching = BatchingPolicy()
+    return replace(configuration, max_batch_size=max_batch_size, batching=batching)
+
+
+def _client_shape(declared: Sequence[Dimension], spec: TensorSpec) -> tuple[Dimension, ...]:
+    """The declared dims of a reshaped tensor, their variable axes bounded as the model's are, in order."""
+    variable = iter([axis for axis in spec.shape if axis.size is None])
+    return tuple(next(variable) if axis.size is None else axis for axis in declared)
+
+
+def _as_clients_see(specs: Sequence[TensorSpec], reshapes: Mapping[str, Reshape]) -> tuple[TensorSpec, ...]:
+    return tuple(replace(spec, shape=reshapes[spec.name].client) if spec.name in reshapes else spec for spec in specs)
 
 
 def _check_row_independence(configuration: ModelConfiguration, artifact: PartialConfig) -> None:
@@ -79,7 +114,9 @@ def _merge(
     missing = [name for name, spec in known.items() if not spec.optional and name not in declared_names]
     if missing and kind == "input":
         raise InvalidConfig(f"{file}: input: the artifact also needs {sorted(missing)}; declare them too")
-    return tuple(_merge_spec(configuration, kind, spec, known[spec.name]) for spec in declared)
+    return tuple(
+        _merge_spec(configuration, kind, spec, _name_axes(configuration, kind, known[spec.name])) for spec in declared
+    )
 
 
 def _without_batch_axis(configuration: ModelConfiguration, kind: str, spec: TensorSpec) -> TensorSpec:
@@ -126,13 +163,14 @@ def _merge_dimension(ours: Dimension, theirs: Dimension, where: str) -> Dimensio
     if ours.size is not None:
         if not theirs.allows(ours.size):
             raise InvalidConfig(f"{where}: {ours.size}: the artifact has {theirs}")
-        return ours
+        # The artifact's name stays: it ties this axis to others, which are not fixed by this.
+        return replace(ours, name=ours.name or theirs.name)
     maxima = [bound for bound in (ours.maximum, theirs.maximum) if bound is not None]
-    minimum, maximum = max(ours.minimum, theirs.minimum), min(maxima, default=None)
-    if maximum is not None and maximum < minimum:
+    step = math.lcm(ours.multiple_of, theirs.multiple_of)
+    merged = Dimension(ours.name or theirs.name, max(ours.minimum, theirs.minimum), min(maxima, default=None), step)
+    if not merged.allows(-(-merged.minimum // step) * step):
         raise InvalidConfig(f"{where}: {ours}: the artifact has {theirs}")
-    name = ours.name or theirs.name
-    return Dimension(name, minimum, maximum, max(ours.multiple_of, theirs.multiple_of))
+    return merged
 
 
 def _name_axes(configuration: ModelConfiguration, kind: str, spec: TensorSpec) -> TensorSpec:
@@ -142,7 +180,7 @@ def _name_axes(configuration: ModelConfiguration, kind: str, spec: TensorSpec) -
     if len(names) != len(spec.shape):
         raise InvalidConfig(f"{where}: preheat.shape names {len(names)} dimensions, the artifact has {len(spec.shape)}")
     shape = tuple(
-        axis if axis.size is not None else _bound(configuration, replace(axis, name=name or axis.name), where)
+        _bound(configuration, replace(axis, name=name or axis.name), where)
         for axis, name in zip(spec.shape, names, strict=True)
     )
     return replace(spec, shape=shape)
@@ -209,6 +247,12 @@ def _complete_proto(configuration: ModelConfiguration, signature: Signature) -> 
         tensors = [_tensor_proto(configuration, name, spec) for spec in specs]
         proto.ClearField(name)
         getattr(proto, name).extend(tensors)
+    if configuration.max_batch_size != proto.max_batch_size:
+        proto.max_batch_size = configuration.max_batch_size
+        origins["max_batch_size"] = FROM_ARTIFACT
+    if configuration.batching is not None and not proto.HasField("dynamic_batching"):
+        proto.dynamic_batching.SetInParent()
+        origins["dynamic_batching"] = FROM_ARTIFACT
     proto.name = configuration.name
     proto.backend = configuration.backend
     if not proto.HasField("version_policy"):

@@ -1,21 +1,20 @@
 """A model's configuration: config.pbtxt in Triton's ModelConfig schema, parsed and validated once, then trusted."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from google.protobuf import text_format
 
 from preheat.backend import Dimension, TensorSpec
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
+from preheat.repository.declarations import read_declarations
 from preheat.repository.fields import refuse_unsupported
 from preheat.repository.server_parameters import ServerParameters, parse_server_parameters
 from preheat.repository.warmup_samples import read_warmup_samples
 from preheat.scheduling.warmup import Sample
-from preheat.tensors import DataType
 
 CONFIG_FILE = "config.pbtxt"
 # Triton's names for what we have: `platform` values, and `backend` values that differ from ours.
@@ -60,8 +59,9 @@ class InstanceGroup:
 class ModelConfiguration:
     """What a model's configuration asks for. ``inputs`` and ``outputs`` are empty where it leaves them to the artifact.
 
-    Shapes leave out the batch axis when ``max_batch_size`` is at least 1. ``proto`` is the file as parsed; ``file``
-    names it in errors and need not exist.
+    Shapes are the model's; ``client_shapes`` has the dims of the tensors that clients see in another shape
+    (``reshape``). Shapes leave out the batch axis when ``max_batch_size`` is at least 1. ``proto`` is the file as
+    parsed; ``file`` names it in errors and need not exist.
     """
 
     name: str
@@ -76,6 +76,7 @@ class ModelConfiguration:
     backend_parameters: Mapping[str, str]
     samples: tuple[Sample, ...]
     artifact_name: str | None
+    client_shapes: Mapping[str, tuple[Dimension, ...]]
     proto: pb.ModelConfig = field(compare=False)
 
 
@@ -100,6 +101,8 @@ def parse_configuration(text: str, folder: Path) -> ModelConfiguration:
     _check_name(proto, folder)
     parameters = {key: value.string_value for key, value in proto.parameters.items()}
     server, backend_parameters = parse_server_parameters(parameters, file)
+    inputs = read_declarations(list(proto.input), "input", file, server)
+    outputs = read_declarations(list(proto.output), "output", file, server)
     if proto.max_batch_size < 0:
         raise InvalidConfig(f"{file}: max_batch_size: {proto.max_batch_size}: must be 0 (no batch axis) or at least 1")
     return ModelConfiguration(
@@ -107,31 +110,18 @@ def parse_configuration(text: str, folder: Path) -> ModelConfiguration:
         file=file,
         backend=_backend(proto, folder),
         max_batch_size=proto.max_batch_size,
-        inputs=_tensor_specs(list(proto.input), "input", file, server),
-        outputs=_tensor_specs(list(proto.output), "output", file, server),
+        inputs=tuple(each.spec for each in inputs),
+        outputs=tuple(each.spec for each in outputs),
         batching=_batching(proto, file),
         instance_groups=_instance_groups(proto, file),
         server=server,
         backend_parameters=backend_parameters,
         samples=read_warmup_samples(proto, folder, file),
         artifact_name=proto.default_model_filename or None,
+        client_shapes={
+            each.spec.name: each.client_shape for each in (*inputs, *outputs) if each.client_shape is not None
+        },
         proto=proto,
-    )
-
-
-def datatype_of(value: pb.DataType, where: str) -> DataType:
-    """Our datatype for the schema's; raises InvalidConfig beginning with ``where``."""
-    name = pb.DataType.Name(value).removeprefix("TYPE_")
-    if name == "INVALID":
-        raise InvalidConfig(f"{where}: data_type: not set; must be one of TYPE_{', TYPE_'.join(DataType.__members__)}")
-    return DataType.BYTES if name == "STRING" else DataType(name)
-
-
-def datatype_value(datatype: DataType) -> pb.DataType:
-    """The schema's value for our datatype."""
-    # The generated stubs type an enum's Value() as a plain int.
-    return cast(
-        "pb.DataType", pb.DataType.Value("TYPE_STRING" if datatype is DataType.BYTES else f"TYPE_{datatype.value}")
     )
 
 
@@ -156,45 +146,6 @@ def _backend(proto: pb.ModelConfig, folder: Path) -> str:
         f"{folder / CONFIG_FILE}: backend: not set, and no version folder has one of {', '.join(BACKEND_OF_ARTIFACT)} "
         "to tell it by"
     )
-
-
-def _tensor_specs(
-    tensors: Sequence[pb.ModelInput | pb.ModelOutput], kind: str, file: Path, server: ServerParameters
-) -> tuple[TensorSpec, ...]:
-    specs: list[TensorSpec] = []
-    for position, tensor in enumerate(tensors):
-        where = f"{file}: {kind}[{position}]"
-        if not tensor.name:
-            raise InvalidConfig(f"{where}: name: not set")
-        where = f"{file}: {kind} '{tensor.name}'"
-        if any(spec.name == tensor.name for spec in specs):
-            raise InvalidConfig(f"{where}: declared twice")
-        shape = _shape(list(tensor.dims), server.axis_names.get(tensor.name), where, server, least=int(kind == "input"))
-        optional = isinstance(tensor, pb.ModelInput) and tensor.optional
-        specs.append(TensorSpec(tensor.name, datatype_of(tensor.data_type, where), shape, optional))
-    return tuple(specs)
-
-
-def _shape(
-    dims: list[int], names: tuple[str | None, ...] | None, where: str, server: ServerParameters, least: int
-) -> tuple[Dimension, ...]:
-    """The declared dims as dimensions.
-
-    ``least`` is the smallest size of a variable dimension that has no declared bounds.
-    """
-    if not dims:
-        raise InvalidConfig(f"{where}: dims: not set; a tensor with one value per row has dims [ 1 ]")
-    if names is not None and len(names) != len(dims):
-        raise InvalidConfig(f"{where}: preheat.shape names {len(names)} dimensions, dims has {len(dims)}")
-    shape: list[Dimension] = []
-    for size, name in zip(dims, names or [None] * len(dims), strict=True):
-        if size < -1 or size == 0:
-            raise InvalidConfig(f"{where}: dims: {size}: must be at least 1, or -1 for a size that varies")
-        if size > 0:
-            shape.append(Dimension.fixed(size))
-        else:
-            shape.append(server.dimensions.get(name or "", Dimension(name, least)))
-    return tuple(shape)
 
 
 def _batching(proto: pb.ModelConfig, file: Path) -> BatchingPolicy | None:
@@ -223,6 +174,9 @@ def _instance_groups(proto: pb.ModelConfig, file: Path) -> tuple[InstanceGroup, 
     for group in proto.instance_group:
         if group.count < 0:
             raise InvalidConfig(f"{file}: instance_group: count: {group.count}: must be at least 1")
+        if group.kind not in pb.ModelInstanceGroup.Kind.values():
+            allowed = ", ".join(pb.ModelInstanceGroup.Kind.keys())
+            raise InvalidConfig(f"{file}: instance_group: kind: {group.kind}: must be one of {allowed}")
         kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
         if group.gpus and kind == "KIND_CPU":
             raise InvalidConfig(f"{file}: instance_group: gpus: a group of KIND_CPU has none")

@@ -45,11 +45,9 @@ HONOURED = frozenset(
 # Path -> what would be right instead.
 REFUSED = {
     "runtime": "name the backend in 'backend'",
-    "input.reshape": "let the model reshape its input itself",
     "input.is_shape_tensor": "no backend takes shape tensors",
     "input.allow_ragged_batch": "requests of different shapes are batched apart",
     "input.is_non_linear_format_io": "no backend takes non-linear formats",
-    "output.reshape": "let the model reshape its output itself",
     "output.is_shape_tensor": "no backend gives shape tensors",
     "output.is_non_linear_format_io": "no backend gives non-linear formats",
     "batch_input": "no backend takes ragged batches",
@@ -125,5 +123,5 @@ def _set_fields(message: Message, prefix: str) -> Iterator[str]:
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
         if field.message_type is None or is_map:
             continue
-        for child in value if isinstance(value, list) or hasattr(value, "__len__") else [value]:
+        for child in [value] if isinstance(value, Message) else value:
             yield from _set_fields(child, path + ".")

@@ -1,5 +1,6 @@
 """Finding models and versions on disk. Parses configurations and looks at names; opens no artifact."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from preheat.errors import InvalidConfig, LoadFailed
 from preheat.protocol import model_config_pb2 as pb
 from preheat.repository.configuration import ModelConfiguration, read_configuration
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,7 @@ def versions_on_disk(folder: Path) -> list[int]:
 
     Folders named with a whole number of at least 1, without leading zeros.
     """
-    return sorted(
-        int(path.name)
-        for path in folder.iterdir()
-        if path.is_dir() and path.name.isdecimal() and not path.name.startswith("0")
-    )
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
 
 
 def choose_versions(policy: pb.ModelVersionPolicy, available: Sequence[int], folder: Path) -> tuple[int, ...]:

@@ -11,10 +11,12 @@ import numpy as np
 
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
+from preheat.repository.declarations import datatype_of
 from preheat.scheduling.warmup import Sample
 from preheat.tensors import Array, DataType, from_raw
 
 WARMUP_FOLDER = "warmup"
+_MAX_BYTES = 2**31 - 1
 
 
 def read_warmup_samples(proto: pb.ModelConfig, folder: Path, file: Path) -> tuple[Sample, ...]:
@@ -33,13 +35,12 @@ def read_warmup_samples(proto: pb.ModelConfig, folder: Path, file: Path) -> tupl
 
 
 def _read_input(spec: pb.ModelWarmup.Input, folder: Path, where: str) -> Array:
-    type_name = pb.DataType.Name(spec.data_type).removeprefix("TYPE_")
-    if type_name == "INVALID":
-        raise InvalidConfig(f"{where}: data_type: not set")
-    datatype = DataType.BYTES if type_name == "STRING" else DataType(type_name)
+    datatype = datatype_of(spec.data_type, where)
     shape = tuple(spec.dims)
     if any(size < 1 for size in shape):
         raise InvalidConfig(f"{where}: dims: {list(shape)}: must be sizes of at least 1")
+    if math.prod(shape) * (datatype.itemsize or 1) > _MAX_BYTES:
+        raise InvalidConfig(f"{where}: dims: {list(shape)}: more than the {_MAX_BYTES} bytes that a request can carry")
     source = spec.WhichOneof("input_data_type")
     if source is None:
         raise InvalidConfig(f"{where}: set one of zero_data, random_data and input_data_file")

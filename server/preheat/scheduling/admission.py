@@ -13,6 +13,7 @@ from preheat.backend import Dimension, Signature, TensorSpec
 from preheat.errors import InvalidRequest
 from preheat.messages import InferRequest, InputTensor
 from preheat.scheduling.pending import BatchKey
+from preheat.scheduling.reshaping import Reshape
 from preheat.tensors import Array, Tensors, from_raw
 
 # Sizes beyond this cannot be real, and keep products within what numpy can count.
@@ -31,9 +32,11 @@ class Admitted:
 class Gate:
     """Admits requests to one model version. Immutable after construction: any thread may call it."""
 
-    def __init__(self, model: str, signature: Signature) -> None:
+    def __init__(self, model: str, signature: Signature, reshapes: Mapping[str, Reshape] | None = None) -> None:
+        """``signature`` is what clients see; inputs in ``reshapes`` are handed on in the model's shape."""
         self._model = model
         self._signature = signature
+        self._reshapes = reshapes or {}
         self._inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in signature.inputs}
         self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
         self._outputs = frozenset(spec.name for spec in signature.outputs)
@@ -51,7 +54,7 @@ class Gate:
             for tensor in request.inputs:
                 self._check_tensor(tensor)
             self._check_named_dimensions(request.inputs)
-            inputs = {tensor.name: self._view(tensor) for tensor in request.inputs}
+            inputs = {tensor.name: self._reshape(tensor.name, self._view(tensor)) for tensor in request.inputs}
         except InvalidRequest as exc:
             raise InvalidRequest(f"[request id: {request.id or '<id_unknown>'}] {exc}") from exc.__cause__
         skip = int(self._signature.batches)
@@ -151,6 +154,10 @@ class Gate:
                 f"input byte size mismatch for input '{tensor.name}' for model '{self._model}' of shape "
                 f"{list(tensor.shape)}: {exc}"
             ) from exc
+
+    def _reshape(self, name: str, array: Array) -> Array:
+        reshape = self._reshapes.get(name)
+        return array if reshape is None else reshape.to_model(array, batched=self._signature.batches)
 
     def _wrong_shape(self, tensor: InputTensor) -> InvalidRequest:
         spec = self._inputs[tensor.name]

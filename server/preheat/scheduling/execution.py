@@ -5,14 +5,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from preheat.backend import Request, RequestSession, Session, Signature, TensorSession
+from preheat.backend import Request, RequestSession, Response, Session, Signature, TensorSession
 from preheat.errors import ExecutionFailed, InternalError, RequestTimeout, ServingError
-from preheat.messages import InferResponse, OutputTensor
+from preheat.messages import NO_PARAMETERS, InferResponse, OutputTensor, Parameter
 from preheat.scheduling.collation import OutputCheck, bucket_for, collate, cut
 from preheat.scheduling.pending import Answer, Pending
+from preheat.scheduling.reshaping import Reshape
 from preheat.scheduling.warmup import WarmupBatch
 from preheat.telemetry.events import BatchExecuted, Observer
-from preheat.tensors import Tensors
+from preheat.tensors import Array, Tensors
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,10 @@ class Executor:
         signature: Signature,
         buckets: Sequence[int],
         observer: Observer,
+        reshapes: Mapping[str, Reshape] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._reshapes = reshapes or {}
         self._model = model
         self._version = version
         self._signature = signature
@@ -134,12 +137,13 @@ class Executor:
         """One request's outcome as its answer; a bad outcome is that request's error alone."""
         if isinstance(outcome, ServingError):
             return outcome
-        if not isinstance(outcome, Mapping):
+        if not isinstance(outcome, Response):
             return ExecutionFailed(f"model '{self._model}' answered a request with a {type(outcome).__name__}")
         try:
             rows = pending.rows if self._signature.batches else None
             names = pending.request.requested_outputs
-            return self._respond(pending, self._check.check(outcome, pending.inputs, rows, names))
+            outputs = self._check.check(outcome.outputs, pending.inputs, rows, names)
+            return self._respond(pending, outputs, outcome.parameters)
         except ExecutionFailed as exc:
             return exc
 
@@ -162,14 +166,21 @@ class Executor:
             answers.append(self._respond(pending, cut(outputs, start, stop)))
         return answers
 
-    def _respond(self, pending: Pending, outputs: Tensors) -> InferResponse:
+    def _respond(
+        self, pending: Pending, outputs: Tensors, parameters: Mapping[str, Parameter] = NO_PARAMETERS
+    ) -> InferResponse:
         names = pending.request.requested_outputs or outputs
         return InferResponse(
             self._model,
             str(self._version),
             pending.request.id,
-            tuple(OutputTensor(name, self._output_types[name], outputs[name]) for name in names),
+            tuple(OutputTensor(name, self._output_types[name], self._reshape(name, outputs[name])) for name in names),
+            parameters,
         )
+
+    def _reshape(self, name: str, array: Array) -> Array:
+        reshape = self._reshapes.get(name)
+        return array if reshape is None else reshape.to_client(array, batched=self._signature.batches)
 
     def _report(self, answered: Sequence[Pending], started_s: float, stages: _Stages) -> None:
         if not answered:

@@ -37,7 +37,7 @@ _MAX_TEXT = 600
 
 def code_of(error: ServingError) -> StatusCode:
     """The status code of ``error``, by its nearest class in the table."""
-    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+    return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), StatusCode.INTERNAL)
 
 
 def text_of(error: ServingError) -> str:

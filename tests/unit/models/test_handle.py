@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.unit.builders import (
     PlannedBackend,
     Recording,
     Replies,
+    background,
     loader_of,
     model_folder,
     raise_,
@@ -184,11 +184,11 @@ def test_cancelling_what_was_answered_does_nothing(tmp_path: Path) -> None:
 
 def test_draining_waits_for_the_last_request_and_takes_no_more(tmp_path: Path) -> None:
     gate, late = Gate(), Replies()
-    with ThreadPoolExecutor() as pool, serving(tmp_path, Recording(do=gate)) as handle:
+    with serving(tmp_path, Recording(do=gate)) as handle:
         held = submit(handle, HELD)
         gate.await_entered()
         assert not handle.drain(0.0)
-        draining = pool.submit(handle.drain)
+        draining = background(handle.drain)
         assert handle.submit(asking(1), late) is None
         assert not draining.done()
         gate.open()
@@ -200,7 +200,7 @@ def test_draining_waits_for_the_last_request_and_takes_no_more(tmp_path: Path) -
 def test_while_callers_race_with_draining_each_is_answered_once_or_turned_away(tmp_path: Path) -> None:
     callers = 4
     start = threading.Barrier(callers + 1)
-    with ThreadPoolExecutor(callers) as pool, serving(tmp_path, Recording()) as handle:
+    with serving(tmp_path, Recording()) as handle:
 
         def call_until_turned_away() -> list[Replies]:
             taken: list[Replies] = []
@@ -210,7 +210,7 @@ def test_while_callers_race_with_draining_each_is_answered_once_or_turned_away(t
             assert replies.answers == []
             return taken
 
-        calling = [pool.submit(call_until_turned_away) for _ in range(callers)]
+        calling = [background(call_until_turned_away) for _ in range(callers)]
         start.wait(PATIENCE_S)
         assert handle.drain(PATIENCE_S)
         for caller in calling:

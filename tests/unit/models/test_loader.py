@@ -21,7 +21,7 @@ from tests.unit.builders import (
     threads,
 )
 
-from preheat.backend import Backend, Instance, Model, ModelSource, Outcome, Request, RequestSession
+from preheat.backend import Backend, Instance, Model, ModelSource, Outcome, Request, RequestSession, Response
 from preheat.errors import BackendMissing, InvalidArtifact, InvalidConfig, LoadFailed, QueueFull
 from preheat.models.handle import Handle
 from preheat.models.loader import Loaded, reason_of
@@ -164,7 +164,7 @@ class Cautious(RequestSession):
 
     def execute(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         self._seen.append(len(requests))
-        return [{"y": each.inputs["x"]} for each in requests]
+        return [Response({"y": each.inputs["x"]}) for each in requests]
 
 
 @pytest.mark.parametrize(("samples", "expected"), [("", []), (SAMPLE, [2, 2])])

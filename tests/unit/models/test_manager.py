@@ -13,6 +13,7 @@ from tests.unit.builders import (
     PlannedBackend,
     Recording,
     Replies,
+    background,
     loader_of,
     raise_,
     request,
@@ -129,10 +130,9 @@ def test_what_was_accepted_is_answered_by_its_model_if_there_is_time(tmp_path: P
     stack = Stack(tmp_path, {"m": Recording(do=gate)}).up()
     held, waiting = stack.ask("m", 7), stack.ask("m", 1)
     gate.await_entered()
-    unloading = threading.Thread(target=stack.manager.unload_all, args=(PATIENCE_S,))
-    unloading.start()
+    unloading = background(stack.manager.unload_all, PATIENCE_S)
     gate.open()
-    unloading.join(PATIENCE_S)
+    assert unloading.result(PATIENCE_S) == Unloaded(0, 0)
     assert all(isinstance(each.wait(), InferResponse) for each in (held, waiting))
 
 

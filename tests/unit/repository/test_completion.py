@@ -229,10 +229,10 @@ def test_names_in_the_file_go_to_the_axes_of_a_tensor(declared: str) -> None:
 
 @st.composite
 def axes(draw: st.DrawFn) -> Dimension:
-    """Axes that vary or not, as an artifact or a file may bound them."""
-    minimum = draw(st.integers(1, 12))
-    maximum = draw(st.none() | st.integers(minimum, 40))
-    return Dimension("n", minimum, maximum, draw(st.integers(1, 6)))
+    """Axes that vary or not, as an artifact or a file may bound them; each has a size."""
+    step = draw(st.integers(1, 6))
+    size = draw(st.integers(1, 8)) * step
+    return Dimension("n", draw(st.integers(1, size)), draw(st.none() | st.integers(size, size + 9)), step)
 
 
 @given(axes(), axes())

@@ -11,11 +11,10 @@ from preheat.repository.configuration import (
     BatchingPolicy,
     InstanceGroup,
     ModelConfiguration,
-    datatype_of,
-    datatype_value,
     parse_configuration,
     read_configuration,
 )
+from preheat.repository.declarations import datatype_of, datatype_value
 from preheat.tensors import DataType
 
 FOLDER = Path("repository/bert")

@@ -8,7 +8,7 @@ from google.protobuf import text_format
 
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
-from preheat.repository.configuration import datatype_value
+from preheat.repository.declarations import datatype_value
 from preheat.repository.warmup_samples import read_warmup_samples
 from preheat.scheduling.warmup import Sample
 from preheat.tensors import Array, DataType, to_raw

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import Events, Replies, carrying, echo_signature, rows_of, spec
 
-from preheat.backend import Outcome, Request, RequestSession, Session, Signature, TensorSession
+from preheat.backend import Outcome, Request, RequestSession, Response, Session, Signature, TensorSession
 from preheat.errors import ExecutionFailed, InternalError, InvalidRequest, RequestCancelled, RequestTimeout
 from preheat.messages import InferResponse
 from preheat.scheduling.execution import Executor
@@ -232,7 +233,7 @@ def test_a_session_of_no_known_kind_fails_its_requests_and_is_named_in_the_log(
 
 
 def negate(asked: Request) -> Outcome:
-    return {"y": -asked.inputs["x"]}
+    return Response({"y": -asked.inputs["x"]})
 
 
 def test_a_request_session_sees_each_request_whole() -> None:
@@ -264,12 +265,14 @@ def test_outcomes_that_are_not_as_many_as_the_requests_fail_them_all(surplus: in
     [
         (InvalidRequest("too long a text"), InvalidRequest, "too long a text"),
         (ExecutionFailed("out of memory"), ExecutionFailed, "out of memory"),
-        ({}, ExecutionFailed, "gave no output 'y'"),
-        ({"y": rows_of(1, 2)}, ExecutionFailed, "has 2 rows for a batch of 1"),
-        ({"y": np.zeros((1, 2))}, ExecutionFailed, "is float64"),
+        (Response({}), ExecutionFailed, "gave no output 'y'"),
+        (Response({"y": rows_of(1, 2)}), ExecutionFailed, "has 2 rows for a batch of 1"),
+        (Response({"y": np.zeros((1, 2))}), ExecutionFailed, "is float64"),
         # What a careless model may return, against its types.
-        (None, Exception, ""),
-        ({"y": [[1.0, 1.0]]}, Exception, ""),
+        (None, ExecutionFailed, "answered a request with a NoneType"),
+        ({"y": rows_of(1)}, ExecutionFailed, "answered a request with a dict"),
+        (Response(None), ExecutionFailed, "m"),
+        (Response({"y": cast("Array", [[1.0, 1.0]])}), ExecutionFailed, "output 'y' of model 'm' is no array: list"),
     ],
 )
 def test_one_bad_outcome_is_its_own_requests_error_alone(
@@ -285,10 +288,21 @@ def test_one_bad_outcome_is_its_own_requests_error_alone(
 
 
 def test_a_request_session_may_leave_out_the_outputs_that_were_not_asked_for() -> None:
-    session = Answering(lambda requests: [dict.fromkeys(each.requested_outputs, each.inputs["x"]) for each in requests])
+    session = Answering(
+        lambda requests: [Response(dict.fromkeys(each.requested_outputs, each.inputs["x"])) for each in requests]
+    )
     replies = Replies()
     executor(TWO_OUTPUTS).execute(session, [carrying({"x": rows_of(1)}, replies, outputs=("z",))])
     assert output(replies, "z") == [[1, 1]]
+
+
+def test_the_parameters_of_a_response_go_along_with_it() -> None:
+    session = Answering(lambda requests: [Response({"y": each.inputs["x"]}, {"tokens": 3}) for each in requests])
+    batch, replies = batch_of([1])
+    executor().execute(session, batch)
+    response = replies[0].wait()
+    assert isinstance(response, InferResponse)
+    assert response.parameters == {"tokens": 3}
 
 
 def test_a_request_session_that_fails_is_not_asked_twice_since_it_may_have_acted() -> None:

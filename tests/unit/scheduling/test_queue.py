@@ -2,11 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import pytest
-from tests.unit.builders import PATIENCE_S, pending
+from tests.unit.builders import PATIENCE_S, background, pending
 
 from preheat.errors import QueueFull
 from preheat.scheduling.batching import BatchLimits, Choice
@@ -42,12 +41,6 @@ class GateClock:
     def await_read(self) -> None:
         """Return when a worker has read it: what is put from now on finds that worker waiting."""
         assert self._read.acquire(timeout=PATIENCE_S)
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(16) as executor:
-        yield executor
 
 
 def drain(requests: RequestQueue) -> list[Choice]:
@@ -95,22 +88,26 @@ def test_a_request_larger_than_the_limit_in_bytes_is_taken_only_when_nothing_els
 
 @pytest.mark.parametrize("release", ["take", "discard"])
 def test_what_leaves_the_queue_makes_room_in_requests_and_bytes(release: str) -> None:
-    requests = queue(max_requests=1, max_bytes=10)
+    requests = queue(max_requests=2, max_bytes=10)
+    oldest = pending(payload_bytes=5)
+    requests.put(oldest)
     for _ in range(3):
-        each = pending(payload_bytes=10)
-        assert requests.put(each)
+        newest = pending(payload_bytes=5)
+        assert requests.put(newest)
         if release == "take":
             requests.take()
         else:
-            requests.discard(each)
+            requests.discard(oldest)
+        oldest = newest
 
 
 def test_an_expired_request_makes_room_as_well() -> None:
-    requests = queue(max_requests=1, max_bytes=10)
+    requests = queue(max_requests=2, max_bytes=10)
     expired = pending(payload_bytes=10, deadline_s=0.0)
     requests.put(expired)
     assert requests.take() == Choice([], [expired])
-    assert requests.put(pending(payload_bytes=10))
+    assert requests.put(pending(payload_bytes=5))
+    assert requests.put(pending(payload_bytes=5))
 
 
 def test_a_discarded_request_is_never_taken() -> None:
@@ -144,58 +141,66 @@ def test_a_closed_queue_takes_nothing_more_but_gives_what_waits() -> None:
     assert requests.take() is None
 
 
-def test_closing_sends_every_waiting_worker_home(pool: ThreadPoolExecutor) -> None:
+def test_a_batch_that_waits_to_grow_is_given_although_the_queue_closes() -> None:
+    requests = queue(BatchLimits(max_rows=8, joins=True, max_delay_s=0.02))
+    waiting = pending(arrived_s=time.monotonic())
+    requests.put(waiting)
+    requests.close()
+    assert background(requests.take).result(PATIENCE_S) == Choice([waiting])
+
+
+def test_closing_sends_every_waiting_worker_home() -> None:
     clock = GateClock()
     requests = queue(clock=clock)
-    workers = [pool.submit(requests.take) for _ in range(4)]
+    workers = [background(requests.take) for _ in range(4)]
     for _ in workers:
         clock.await_read()
     requests.close()
     assert [worker.result(PATIENCE_S) for worker in workers] == [None] * 4
 
 
-def test_a_request_wakes_a_worker_that_waits(pool: ThreadPoolExecutor) -> None:
+def test_a_request_wakes_a_worker_that_waits() -> None:
     clock = GateClock()
     requests = queue(clock=clock)
-    worker = pool.submit(requests.take)
+    worker = background(requests.take)
     clock.await_read()
     waiting = pending()
     requests.put(waiting)
     assert worker.result(PATIENCE_S) == Choice([waiting])
 
 
-def test_a_batch_that_becomes_full_wakes_the_worker_that_waits_for_it_to_grow(pool: ThreadPoolExecutor) -> None:
+def test_a_batch_that_becomes_full_wakes_the_worker_that_waits_for_it_to_grow() -> None:
     clock = GateClock()
     requests = queue(PATIENT_PAIRS, clock=clock)
     first, second = pending(), pending()
     requests.put(first)
-    worker = pool.submit(requests.take)
+    worker = background(requests.take)
     clock.await_read()
     requests.put(second)
     assert worker.result(PATIENCE_S) == Choice([first, second])
 
 
-def test_a_lone_request_runs_when_its_delay_is_over(pool: ThreadPoolExecutor) -> None:
+def test_a_lone_request_runs_when_its_delay_is_over() -> None:
     requests = queue(BatchLimits(max_rows=8, joins=True, max_delay_s=0.02))
     arrived_s = time.monotonic()
     lone = pending(arrived_s=arrived_s)
     requests.put(lone)
-    assert pool.submit(requests.take).result(PATIENCE_S) == Choice([lone])
+    assert background(requests.take).result(PATIENCE_S) == Choice([lone])
     assert time.monotonic() >= arrived_s + 0.02
 
 
-def test_a_request_that_expires_while_its_batch_grows_is_refused_then(pool: ThreadPoolExecutor) -> None:
+def test_a_request_that_expires_while_its_batch_grows_is_refused_then() -> None:
     requests = queue(PATIENT_PAIRS)
     now_s = time.monotonic()
     brief = pending(arrived_s=now_s, deadline_s=now_s + 0.02)
     requests.put(brief)
-    assert pool.submit(requests.take).result(PATIENCE_S) == Choice([], [brief])
+    assert background(requests.take).result(PATIENCE_S) == Choice([], [brief])
 
 
-def test_what_a_worker_leaves_behind_wakes_another_although_its_own_news_is_spent(pool: ThreadPoolExecutor) -> None:
+def test_what_a_worker_leaves_behind_wakes_another_although_its_own_news_is_spent() -> None:
     clock = GateClock()
     requests = queue(PATIENT_PAIRS, clock=clock)
-    workers = [pool.submit(requests.take) for _ in range(2)]
+    workers = [background(requests.take) for _ in range(2)]
     for _ in workers:
         clock.await_read()
     first, other, second = pending(key="a"), pending(key="b", rows=2), pending(key="a")
@@ -208,7 +213,7 @@ def test_what_a_worker_leaves_behind_wakes_another_although_its_own_news_is_spen
     assert {tuple(choice.batch) for choice in taken if choice} == {(first, second), (other,)}
 
 
-def test_many_producers_and_workers_lose_no_request_and_share_none(pool: ThreadPoolExecutor) -> None:
+def test_many_producers_and_workers_lose_no_request_and_share_none() -> None:
     producers, each_puts = 6, 200
     requests = queue(PAIRS, max_requests=producers * each_puts)
     start = threading.Barrier(producers + 4)
@@ -226,8 +231,8 @@ def test_many_producers_and_workers_lose_no_request_and_share_none(pool: ThreadP
         start.wait(PATIENCE_S)
         return drain(requests)
 
-    workers = [pool.submit(work) for _ in range(4)]
-    for production in [pool.submit(produce, "ab"[number % 2]) for number in range(producers)]:
+    workers = [background(work) for _ in range(4)]
+    for production in [background(produce, "ab"[number % 2]) for number in range(producers)]:
         production.result(PATIENCE_S)
     requests.close()
     choices = [choice for worker in workers for choice in worker.result(PATIENCE_S)]
@@ -238,7 +243,7 @@ def test_many_producers_and_workers_lose_no_request_and_share_none(pool: ThreadP
     assert all(len({each.batch_key for each in choice.batch}) <= 1 for choice in choices)
 
 
-def test_requests_discarded_while_workers_take_are_gone_exactly_once(pool: ThreadPoolExecutor) -> None:
+def test_requests_discarded_while_workers_take_are_gone_exactly_once() -> None:
     requests = queue(PAIRS, max_bytes=10**6)
     waiting = [pending(payload_bytes=1) for _ in range(500)]
     start = threading.Barrier(4)
@@ -255,8 +260,8 @@ def test_requests_discarded_while_workers_take_are_gone_exactly_once(pool: Threa
     for each in waiting:
         requests.put(each)
     requests.close()
-    cancels = [pool.submit(cancel, waiting[part::2]) for part in range(2)]
-    workers = [pool.submit(work) for _ in range(2)]
+    cancels = [background(cancel, waiting[part::2]) for part in range(2)]
+    workers = [background(work) for _ in range(2)]
     for each_cancel in cancels:
         each_cancel.result(PATIENCE_S)
     taken = [each for worker in workers for choice in worker.result(PATIENCE_S) for each in choice.batch]

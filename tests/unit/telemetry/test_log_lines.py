@@ -1,0 +1,39 @@
+"""One line as each model comes up, goes, or fails; none for requests."""
+
+import logging
+
+import pytest
+
+from preheat.telemetry.events import BatchExecuted, Event, FailureReason, RequestFailed, StateChanged, VersionLoaded
+from preheat.telemetry.log_lines import log_event
+
+
+@pytest.mark.parametrize(
+    ("event", "level", "line"),
+    [
+        (
+            VersionLoaded("bert", 3, "eager", ["cuda:0", "cuda:1"], 2.04, 0.5),
+            "INFO",
+            "bert/3 READY: eager on cuda:0, cuda:1, loaded in 2.0 s, warmed in 0.5 s",
+        ),
+        (StateChanged("bert", 3, "FAILED", "no weights"), "ERROR", "bert/3 FAILED: no weights"),
+        (StateChanged("bert", 0, "FAILED", "no config"), "ERROR", "bert FAILED: no config"),
+        (StateChanged("bert", 3, "DRAINING", ""), "INFO", "bert/3 DRAINING"),
+        (StateChanged("bert", 3, "UNLOADED", "unloaded"), "INFO", "bert/3 UNLOADED"),
+        (StateChanged("bert", 3, "LOADING", ""), "DEBUG", "bert/3 LOADING"),
+        (StateChanged("bert", 3, "READY", ""), "DEBUG", "bert/3 READY"),
+    ],
+)
+def test_a_model_leaves_a_line(event: Event, level: str, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        log_event(event)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [(level, line)]
+
+
+@pytest.mark.parametrize(
+    "event", [BatchExecuted("m", 1, 1, [0.0], [0.0], 0.0, 0.0, 0.0), RequestFailed("m", 1, FailureReason.OTHER)]
+)
+def test_requests_leave_none(event: Event, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        log_event(event)
+    assert caplog.records == []

@@ -1,0 +1,127 @@
+"""The one aggregate: what goes in adds up, and a snapshot is nobody else's."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.builders import PATIENCE_S, Events
+
+from preheat.telemetry.events import BatchExecuted, FailureReason, RequestFailed, StateChanged, VersionLoaded, broadcast
+from preheat.telemetry.statistics import LATENCY_BOUNDS_S, ROW_BOUNDS, Histogram, Statistics, VersionStatistics
+
+seconds = st.floats(0, 20)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> BatchExecuted:
+    requests = draw(st.integers(1, 4))
+    queue_s, request_s = (draw(st.lists(seconds, min_size=requests, max_size=requests)) for _ in range(2))
+    return BatchExecuted(
+        "m", 1, draw(st.integers(1, 600)), queue_s, request_s, draw(seconds), draw(seconds), draw(seconds)
+    )
+
+
+def executed(rows: int = 3, model: str = "m") -> BatchExecuted:
+    return BatchExecuted(model, 1, rows, [0.25, 0.5], [1.0, 2.0], 0.125, 0.25, 0.5)
+
+
+def counted(*events: BatchExecuted | RequestFailed | StateChanged | VersionLoaded) -> VersionStatistics:
+    statistics = Statistics()
+    for event in events:
+        statistics.observe(event)
+    return statistics.snapshot()["m", 1]
+
+
+def test_a_batch_counts_its_requests_its_rows_and_itself() -> None:
+    version = counted(executed(3), executed(5))
+    assert (version.requests, version.inferences, version.executions) == (4, 8, 2)
+    assert (version.queue_s, version.request_s) == (1.5, 6.0)
+
+
+def test_the_times_of_a_batch_count_once_for_each_of_its_requests() -> None:
+    version = counted(executed())
+    assert (version.compute_input_s, version.compute_infer_s, version.compute_output_s) == (0.25, 0.5, 1.0)
+
+
+@given(st.lists(batches(), min_size=1, max_size=5))
+def test_histograms_count_every_request_and_every_batch_and_sum_to_the_totals(events: list[BatchExecuted]) -> None:
+    version = counted(*events)
+    assert version.requests == sum(len(event.request_s) for event in events)
+    assert sum(version.request_histogram.counts) == sum(version.queue_histogram.counts) == version.requests
+    assert sum(version.infer_histogram.counts) == sum(version.rows_histogram.counts) == version.executions
+    assert version.request_histogram.total == pytest.approx(version.request_s)
+    assert version.queue_histogram.total == pytest.approx(version.queue_s)
+    assert version.rows_histogram.total == version.inferences
+
+
+@given(st.lists(st.floats(0, 1000), max_size=20), st.sampled_from([LATENCY_BOUNDS_S, ROW_BOUNDS]))
+def test_a_value_is_counted_in_the_first_bucket_whose_bound_it_does_not_exceed(
+    values: list[float], bounds: tuple[float, ...]
+) -> None:
+    histogram = Histogram(bounds)
+    for value in [*values, *bounds]:
+        histogram.observe(value)
+    for position, bound in enumerate(bounds):
+        assert sum(histogram.counts[: position + 1]) == sum(value <= bound for value in [*values, *bounds])
+    assert sum(histogram.counts) == len(values) + len(bounds)
+
+
+@pytest.mark.parametrize("reason", FailureReason)
+def test_a_failure_is_counted_under_its_reason_and_is_no_request_that_succeeded(reason: FailureReason) -> None:
+    version = counted(RequestFailed("m", 1, reason), RequestFailed("m", 1, reason))
+    assert version.failures == {each: 2 * (each is reason) for each in FailureReason}
+    assert version.requests == 0
+
+
+def test_the_state_and_the_times_of_loading_are_those_last_said() -> None:
+    version = counted(
+        StateChanged("m", 1, "LOADING", ""),
+        VersionLoaded("m", 1, "eager", ["cpu"], 2.0, 0.5),
+        StateChanged("m", 1, "READY", ""),
+    )
+    assert (version.state, version.load_s, version.warmup_s) == ("READY", 2.0, 0.5)
+
+
+def test_the_last_inference_is_told_in_milliseconds_of_this_age() -> None:
+    assert counted(RequestFailed("m", 1, FailureReason.OTHER)).last_inference_ms == 0
+    # 2020 to 2100.
+    assert 1_577_000_000_000 < counted(executed()).last_inference_ms < 4_102_000_000_000
+
+
+def test_versions_and_models_are_counted_apart_and_listed_in_order() -> None:
+    statistics = Statistics()
+    for model, version in (("b", 1), ("a", 10), ("a", 2)):
+        statistics.observe(RequestFailed(model, version, FailureReason.OTHER))
+    assert list(statistics.snapshot()) == [("a", 2), ("a", 10), ("b", 1)]
+
+
+def test_a_snapshot_changes_no_more() -> None:
+    statistics = Statistics()
+    statistics.observe(executed())
+    before, untouched = statistics.snapshot(), statistics.snapshot()
+    statistics.observe(executed())
+    statistics.observe(RequestFailed("m", 1, FailureReason.OTHER))
+    assert before == untouched
+    assert statistics.snapshot() != before
+
+
+def test_events_of_many_threads_are_all_counted() -> None:
+    statistics = Statistics()
+
+    def observe_many() -> None:
+        for _ in range(500):
+            statistics.observe(executed())
+
+    with ThreadPoolExecutor(8) as pool:
+        for each in [pool.submit(observe_many) for _ in range(8)]:
+            each.result(PATIENCE_S)
+    assert statistics.snapshot()["m", 1].requests == 8000
+
+
+def test_an_event_is_passed_to_every_observer_in_order() -> None:
+    order: list[int] = []
+    first, last = Events(), Events()
+    observe = broadcast(first, lambda _: order.append(len(last.seen)), last)
+    observe(executed())
+    assert (first.seen, last.seen, order) == ([executed()], [executed()], [0])
