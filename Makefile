@@ -1,7 +1,7 @@
 # Everything a developer or CI does, by the names that CONTRIBUTING.md uses. Needs make and Python 3.11 or newer.
 
 PYTHON ?= python3
-# Extra arguments for what `serve`, `test` and `wheel-test` run: make test ARGS="-k batching"
+# Extra arguments for what `serve`, `test`, `wheel-test` and `loadtest` run: make test ARGS="-k batching"
 ARGS ?=
 
 VENV := .venv
@@ -10,7 +10,7 @@ MODEL_REPOSITORY := model_repo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup models serve test check proto wheel wheel-test clean
+.PHONY: help setup models serve test check loadtest proto wheel wheel-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,7 @@ serve: setup models ## Serve model_repo
 
 test: setup models ## Run the tests against the checkout
 	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest tests/e2e $(ARGS)
 
 check: setup ## Run the linters and type checks
 	$(VENV)/bin/ruff check
@@ -36,6 +37,9 @@ check: setup ## Run the linters and type checks
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/python protos/generate.py --check
+
+loadtest: setup ## Load-test a running server, as loadtests/README.md says: ARGS="--model identity"
+	$(VENV)/bin/locust -f loadtests/locustfile.py $(ARGS)
 
 proto: setup ## Generate the protocol's Python code from protos
 	$(VENV)/bin/python protos/generate.py
@@ -51,6 +55,7 @@ wheel-test: wheel models ## Run the tests against the wheel, installed into .ven
 		strays = [m.__file__ for m in (preheat, preheat_backends) if 'site-packages' not in m.__file__]; \
 		assert not strays, f'not imported from the wheel: {strays}'"
 	$(WHEEL_VENV)/bin/pytest $(ARGS)
+	$(WHEEL_VENV)/bin/pytest tests/e2e $(ARGS)
 
 clean: ## Remove the environments, caches and wheels; the models' files stay
 	rm -rf $(VENV) $(WHEEL_VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,6 +7,7 @@ The numbers are those of the fields in ONNX's published schema.
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from preheat.backend import Dimension
@@ -78,7 +79,13 @@ def _read_graph(graph: memoryview, path: Path) -> ArtifactSignature:
         elif number == _GRAPH_OUTPUT:
             outputs.append(_message(value))
     fed = [value for value in inputs if _text(value, _VALUE_NAME) not in constants]
-    return ArtifactSignature(tuple(_read_inputs(fed, path)), tuple(_read_outputs(outputs, path)))
+    return ArtifactSignature(tuple(_read_inputs(fed, path)), tuple(map(_may_be_empty, _read_outputs(outputs, path))))
+
+
+def _may_be_empty(output: ArtifactTensor) -> ArtifactTensor:
+    """An output's sizes are the graph's to choose: nothing found is an answer, too."""
+    shape = output.shape and tuple(axis if axis.size is not None else replace(axis, minimum=0) for axis in output.shape)
+    return replace(output, shape=shape)
 
 
 def _read_inputs(values: list[memoryview], path: Path) -> Iterator[ArtifactTensor]:

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from preheat import __version__
 from preheat.engine import Engine, Phase
+from preheat.models.lifecycle import State
 from preheat.models.loader import Loader, LoadLimits
 from preheat.models.manager import Job, ModelManager
-from preheat.models.registry import Registry
+from preheat.models.registry import Registry, VersionState
 from preheat.plugins import load_backend
-from preheat.repository.scan import scan
-from preheat.settings import Settings
+from preheat.repository.scan import BrokenModel, ModelFolder, scan
+from preheat.settings import InvalidSetting, Settings
 from preheat.telemetry.events import Event, StateChanged, broadcast
 from preheat.telemetry.log_lines import log_event
 from preheat.telemetry.metrics import MetricsServer, StatisticsCollector
@@ -45,13 +46,17 @@ class Server:
         self._manager = ModelManager(
             self._registry,
             Loader(load_backend, limits=limits, observer=observer),
+            repositories=settings.repositories,
             concurrency=settings.load_concurrency,
             observer=observer,
         )
-        self._engine = Engine(self._registry, name=settings.id)
+        explicit = settings.model_control_mode == "explicit"
+        self._engine = Engine(
+            self._registry, self._manager, self._statistics, name=settings.id, explicit_control=explicit
+        )
         self._transport = GrpcioTransport(self._engine, host=settings.host, port=settings.grpc_port)
         # Every model is declared before a client can ask, so that none is unknown and the server is not ready.
-        self._jobs: list[Job] = self._manager.declare(scan(settings.repositories))
+        self._jobs: list[Job] = self._manager.declare(_wanted(settings))
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Serve until ``stop`` is set, then stop in order. Whether every session and load has ended.
@@ -68,6 +73,8 @@ class Server:
             log.info("metrics on http://%s:%d/metrics", host, metrics.port)
             health = asyncio.create_task(self._follow_health())
             loading = asyncio.create_task(self._load())
+            for task in (health, loading):
+                task.add_done_callback(_log_failure)
             await stop.wait()
             hanging = await self._stop()
             health.cancel()
@@ -81,7 +88,9 @@ class Server:
         executor = ThreadPoolExecutor(1, thread_name_prefix="repository")
         await self._loop.run_in_executor(executor, self._manager.load, self._jobs)
         seconds = time.monotonic() - started_s
-        handles, failed = self._registry.handles(), self._registry.failures()
+        rows = self._registry.index()
+        failed = [_subject(row) for row in rows if row.state is State.FAILED]
+        handles = self._registry.handles()
         if failed:
             log.error(
                 "not ready: %d model versions are hot after %.1f s and served, but these failed: %s",
@@ -103,8 +112,10 @@ class Server:
             await asyncio.sleep(self._settings.lame_duck_seconds)
         log.info("stopping: refusing new requests, finishing accepted ones within %.1f s", limit_s)
         self._engine.enter(Phase.STOPPING)
-        unloaded = await asyncio.to_thread(self._manager.unload_all, limit_s)
-        await self._transport.stop(_FLUSH_SECONDS)
+        try:
+            unloaded = await asyncio.to_thread(self._manager.unload_all, limit_s)
+        finally:
+            await self._transport.stop(_FLUSH_SECONDS)
         log.info("stopped: %d requests could not be finished in time", unloaded.abandoned)
         return unloaded.hanging
 
@@ -121,6 +132,28 @@ class Server:
 
     def _waiting(self) -> Mapping[tuple[str, int], int]:
         return {(handle.name, handle.version): handle.waiting for handle in self._registry.handles()}
+
+
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a background task of the server failed", exc_info=task.exception())
+
+
+def _subject(row: VersionState) -> str:
+    return row.model if row.version is None else f"{row.model}/{row.version}"
+
+
+def _wanted(settings: Settings) -> Mapping[str, ModelFolder | BrokenModel]:
+    """The models to load at the start. Raises InvalidSetting or InvalidConfig."""
+    found = scan(settings.repositories)
+    if settings.model_control_mode != "explicit":
+        if settings.load_models:
+            raise InvalidSetting("--load-models: needs --model-control-mode explicit; otherwise every model is loaded")
+        return found
+    for name in settings.load_models:
+        if name not in found:
+            raise InvalidSetting(f"--load-models: {name!r}: no such model; there are {', '.join(found)}")
+    return {name: found[name] for name in settings.load_models}
 
 
 async def serve(settings: Settings) -> bool:

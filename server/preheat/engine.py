@@ -1,18 +1,44 @@
 """The one door that every transport calls."""
 
 import enum
+import logging
 from dataclasses import dataclass
 
 import preheat
-from preheat.errors import InvalidRequest, ServerStopping, ServingError
-from preheat.messages import InferRequest, ModelMetadata, ServerMetadata
+from preheat.errors import InternalError, InvalidRequest, ModelNotFound, ServerStopping, ServingError, Unavailable
+from preheat.messages import (
+    BatchStatistics,
+    DurationStatistic,
+    InferRequest,
+    ModelIndexEntry,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+)
 from preheat.models.handle import Handle
-from preheat.models.registry import Registry
+from preheat.models.lifecycle import State
+from preheat.models.manager import ModelManager
+from preheat.models.registry import Registry, VersionState
 from preheat.protocol import model_config_pb2 as pb
 from preheat.scheduling.pending import Pending, Reply
+from preheat.telemetry.statistics import Statistics, VersionStatistics
+
+log = logging.getLogger(__name__)
 
 # The protocol extensions that work. Clients switch on these: list nothing that does not.
-EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters")
+EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics")
+CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
+
+# The index has Triton's words for our states.
+_INDEX_STATES = {
+    State.LOADING: "LOADING",
+    State.READY: "READY",
+    State.DRAINING: "UNLOADING",
+    State.UNLOADED: "UNAVAILABLE",
+    State.FAILED: "UNAVAILABLE",
+}
+# A key that clients may send with any request; it only has a meaning on streams.
+_EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 
 
 class Phase(enum.Enum):
@@ -37,26 +63,36 @@ class Ticket:
 
 
 class Engine:
-    """Requests in, replies out; and what the server knows of itself.
+    """Requests in, replies out; what the server knows of itself; and control of its models.
 
-    Any thread may call any method, and none blocks. ``_phase`` only moves forward.
+    Any thread may call any method; only :meth:`load` and :meth:`unload` block. ``_phase`` only moves forward.
     """
 
-    def __init__(self, registry: Registry, *, name: str) -> None:
+    def __init__(
+        self, registry: Registry, manager: ModelManager, statistics: Statistics, *, name: str, explicit_control: bool
+    ) -> None:
         self._registry = registry
+        self._manager = manager
+        self._statistics = statistics
         self._name = name
+        self._explicit_control = explicit_control
         self._phase = Phase.SERVING
 
     def submit(self, request: InferRequest, reply: Reply) -> Ticket | None:
         """Take a request, and call ``reply`` exactly once with its answer or an error: now, or later on another thread.
 
-        None if it was answered at once. Arrays in the answer are only valid until ``reply`` returns.
+        The ticket calls it off; None if it was refused before it was queued. Arrays in the answer are only valid until
+        ``reply`` returns.
         """
         try:
             return self._submit(request, reply)
         except ServingError as exc:
-            reply(exc)
-            return None
+            error = exc
+        except Exception:
+            log.exception("a request for model '%s' could not be submitted", request.model)
+            error = InternalError()
+        reply(error)
+        return None
 
     def enter(self, phase: Phase) -> None:
         """Move to ``phase`` on the way to stopping."""
@@ -72,30 +108,71 @@ class Engine:
         return self._phase is Phase.SERVING and self._registry.all_ready()
 
     def model_ready(self, model: str, version: str) -> bool:
-        """Whether a request for it would be taken.
-
-        False for what is unknown. Raises InvalidRequest for a bad version.
-        """
+        """Whether a request for it would be taken; False if unknown. Raises InvalidRequest for a bad version."""
         return self._phase is not Phase.STOPPING and self._registry.is_ready(model, version)
+
+    def models_ready(self) -> dict[str, bool]:
+        """For every model that was ever tried, whether a request for it would be taken."""
+        serving = self._phase is Phase.SERVING
+        models = {row.model for row in self._registry.index()}
+        return {model: serving and self._registry.is_ready(model, "") for model in sorted(models)}
 
     def server_metadata(self) -> ServerMetadata:
         """The server's name, version and extensions."""
         self._refuse_when_stopping()
-        return ServerMetadata(self._name, preheat.__version__, EXTENSIONS)
+        extensions = EXTENSIONS + (CONTROL_EXTENSIONS if self._explicit_control else ())
+        return ServerMetadata(self._name, preheat.__version__, extensions)
 
     def model_metadata(self, model: str, version: str) -> ModelMetadata:
         """A model's tensors and READY versions. Raises ModelNotFound, ModelUnavailable, InvalidRequest."""
         self._refuse_when_stopping()
         handle = self._registry.find(model, version)
-        return handle.metadata([handle.version] if version else self._registry.ready_versions(model))
+        listed = [handle] if version else self._registry.handles_of(model)
+        return handle.metadata([each.version for each in listed])
 
     def model_config(self, model: str, version: str) -> pb.ModelConfig:
-        """A model's effective configuration.
+        """A model's effective configuration, not to be changed.
 
-        Not to be changed. Raises ModelNotFound, ModelUnavailable, InvalidRequest.
+        Raises ModelNotFound, ModelUnavailable, InvalidRequest.
         """
         self._refuse_when_stopping()
         return self._registry.find(model, version).completed.proto
+
+    def statistics(self, model: str, version: str) -> list[ModelStatistics]:
+        """The statistics of a READY version, of all of a model's if ``version`` is empty, of all if ``model`` is too.
+
+        Raises ModelNotFound, ModelUnavailable, InvalidRequest.
+        """
+        self._refuse_when_stopping()
+        if not model:
+            handles = sorted(self._registry.handles(), key=lambda each: (each.name, each.version))
+        else:
+            found = self._find_for_statistics(model, version)
+            handles = [found] if version else self._registry.handles_of(model)
+        return [_statistics_message(each, self._statistics.of(each.name, each.version)) for each in handles]
+
+    def index(self, *, ready_only: bool) -> list[ModelIndexEntry]:
+        """Every model in the repositories and every version that was tried, sorted by name."""
+        self._refuse_when_stopping()
+        rows = [_index_entry(row) for row in self._registry.index()]
+        if ready_only:
+            return [row for row in rows if row.state == "READY"]
+        tried = {row.name for row in rows}
+        rows += [ModelIndexEntry(name) for name in self._manager.names_on_disk() if name not in tried]
+        return sorted(rows, key=lambda row: row.name)
+
+    def load(self, model: str) -> None:
+        """Load a model from its repository, as it is now; returns when it is READY.
+
+        Blocks. Raises Unavailable unless control is explicit, ModelNotFound, and LoadFailed.
+        """
+        self._refuse_unless_explicit("load")
+        self._manager.load_model(model)
+
+    def unload(self, model: str) -> None:
+        """Serve a model no more; requests in flight are finished. Blocks. Raises Unavailable, ModelNotFound."""
+        self._refuse_unless_explicit("unload")
+        self._manager.unload_model(model)
 
     def _submit(self, request: InferRequest, reply: Reply) -> Ticket:
         self._refuse_when_stopping()
@@ -107,13 +184,64 @@ class Engine:
                 return Ticket(handle, pending)
             # It began to drain between the two calls: look again, and find its successor or that there is none.
 
+    def _find_for_statistics(self, model: str, version: str) -> Handle:
+        """As Triton words it, which clients match."""
+        try:
+            return self._registry.find(model, version)
+        except ModelNotFound as exc:
+            subject = "model version is not available for model" if version else "model"
+            available = "" if version else " is not available"
+            raise ModelNotFound(f"requested {subject} '{model}'{available}: {exc}") from exc
+
     def _refuse_when_stopping(self) -> None:
         if self._phase is Phase.STOPPING:
             raise ServerStopping("GRPC server is shutting down and has stopped accepting new requests.")
 
+    def _refuse_unless_explicit(self, what: str) -> None:
+        self._refuse_when_stopping()
+        if not self._explicit_control:
+            raise Unavailable(
+                f"explicit model {what} is not allowed; start the server with --model-control-mode explicit"
+            )
+
 
 def _refuse_reserved_parameters(request: InferRequest) -> None:
-    """Keys that begin with ``triton_`` are the protocol's own, and none of them is for unary calls."""
-    for key in request.parameters:
+    """Keys that begin with ``triton_`` are the protocol's own."""
+    for key, value in request.parameters.items():
+        if key == _EMPTY_FINAL_RESPONSE and isinstance(value, bool):
+            continue
         if key.startswith("triton_"):
             raise InvalidRequest(f"request parameter '{key}': keys that begin with 'triton_' are reserved")
+
+
+def _index_entry(row: VersionState) -> ModelIndexEntry:
+    version = "" if row.version is None else str(row.version)
+    return ModelIndexEntry(row.model, version, _INDEX_STATES[row.state], row.reason)
+
+
+def _statistics_message(handle: Handle, statistics: VersionStatistics) -> ModelStatistics:
+    requests = statistics.requests
+    return ModelStatistics(
+        name=handle.name,
+        version=str(handle.version),
+        last_inference_ms=statistics.last_inference_ms,
+        inferences=statistics.inferences,
+        executions=statistics.executions,
+        durations={
+            "success": DurationStatistic(requests, statistics.request_s),
+            "fail": DurationStatistic(sum(statistics.failures.values()), statistics.failed_s),
+            "queue": DurationStatistic(requests, statistics.queue_s),
+            "compute_input": DurationStatistic(requests, statistics.compute_input_s),
+            "compute_infer": DurationStatistic(requests, statistics.compute_infer_s),
+            "compute_output": DurationStatistic(requests, statistics.compute_output_s),
+        },
+        batches=tuple(
+            BatchStatistics(
+                rows,
+                DurationStatistic(size.executions, size.compute_input_s),
+                DurationStatistic(size.executions, size.compute_infer_s),
+                DurationStatistic(size.executions, size.compute_output_s),
+            )
+            for rows, size in sorted(statistics.batch_sizes.items())
+        ),
+    )

@@ -23,6 +23,10 @@ class ModelUnavailable(ServingError):
     """The model version is known but not READY now: it is loading, draining or has failed."""
 
 
+class Unavailable(ServingError):
+    """The server is not set up to do this now; another setting would allow it."""
+
+
 class QueueFull(ServingError):
     """The model's queue is at its limit in requests or bytes. The caller may try again later."""
 
@@ -55,6 +59,11 @@ class InternalError(ServingError):
 
     def __init__(self) -> None:
         super().__init__("internal server error; the server's log has the details")
+
+
+def reason_of(exc: BaseException) -> str:
+    """Why something failed, for an operator: our own errors speak for themselves, others are named."""
+    return str(exc) if isinstance(exc, ServingError) else f"{type(exc).__name__}: {exc}"
 
 
 class LoadFailed(ServingError):

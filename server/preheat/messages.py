@@ -85,6 +85,50 @@ class TensorMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class DurationStatistic:
+    """How often something happened, and the seconds it took in all."""
+
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """The executions of one batch size, in rows."""
+
+    rows: int
+    compute_input: DurationStatistic
+    compute_infer: DurationStatistic
+    compute_output: DurationStatistic
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """A model version's statistics as clients see them.
+
+    ``durations`` by the names that InferStatistics has for them.
+    """
+
+    name: str
+    version: str
+    last_inference_ms: int
+    inferences: int
+    executions: int
+    durations: Mapping[str, DurationStatistic]
+    batches: tuple[BatchStatistics, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIndexEntry:
+    """A row of the repository's index. Only ``name`` is set for a model that was never tried."""
+
+    name: str
+    version: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelMetadata:
     """A model as clients see it; ``versions`` are the READY ones, or just the one asked for."""
 

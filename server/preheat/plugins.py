@@ -2,10 +2,14 @@
 
 import functools
 import importlib.metadata
+import threading
 from collections.abc import Sequence
 
 from preheat.backend import Backend
 from preheat.errors import BackendMissing
+
+# The cache alone would let two threads make one each.
+_loading = threading.Lock()
 
 GROUP = "preheat.backends"
 
@@ -20,12 +24,17 @@ def extras_of(name: str) -> Sequence[str]:
     return _entry_points()[name].extras
 
 
-@functools.cache
 def load_backend(name: str) -> Backend:
-    """The backend called ``name``, made once.
+    """The backend called ``name``, made once per process. Any thread.
 
     Raises BackendMissing saying what to install, or which names there are.
     """
+    with _loading:
+        return _load_backend(name)
+
+
+@functools.cache
+def _load_backend(name: str) -> Backend:
     entry_points = _entry_points()
     if name not in entry_points:
         raise BackendMissing(f"unknown backend '{name}'; there are {', '.join(sorted(entry_points))}")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+CONTROL_MODES = ("none", "explicit")
+_MAX_SECONDS = 86400.0
 ENVIRONMENT_PREFIX = "PREHEAT_"
 
 
@@ -36,9 +38,19 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ValueError("must be seconds, 0 or more")
+    if not 0 <= value <= _MAX_SECONDS:
+        raise ValueError(f"must be seconds, from 0 to {_MAX_SECONDS:.0f}")
     return value
+
+
+def _control_mode(text: str) -> str:
+    if text not in CONTROL_MODES:
+        raise ValueError(f"must be one of {', '.join(CONTROL_MODES)}")
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _level(text: str) -> str:
@@ -69,6 +81,14 @@ class Settings:
     grpc_port: int = _setting(8001, _port, "port for gRPC; 0 takes a free one and logs it")
     metrics_port: int = _setting(8002, _port, "port for Prometheus metrics; 0 takes a free one and logs it")
     id: str = _setting("preheat", _text, "the server's name in its metadata")
+    model_control_mode: str = _setting(
+        "none",
+        _control_mode,
+        "none: load every model once, at the start; explicit: load --load-models, and what clients ask for by RPC",
+    )
+    load_models: tuple[str, ...] = _setting(
+        (), _names, "with explicit control, the models to load at the start, separated by commas"
+    )
     load_concurrency: int = _setting(
         max(1, min(4, os.cpu_count() or 1)), _count, "how many model versions are loaded at a time"
     )

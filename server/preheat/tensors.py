@@ -76,6 +76,13 @@ _LENGTH = struct.Struct("<I")
 _NAMES = {dtype: datatype.value for datatype, dtype in _NUMPY.items()}
 
 
+def zeros(datatype: DataType, shape: tuple[int, ...]) -> Array:
+    """An array of zeros; of BYTES, of empty elements."""
+    if datatype is DataType.BYTES:
+        return np.full(shape, b"", np.object_)
+    return np.zeros(shape, datatype.numpy)
+
+
 def from_raw(datatype: DataType, shape: tuple[int, ...], data: Buffer) -> Array:
     """View ``data``, in the binary tensor format, as an array of ``shape``.
 
@@ -88,6 +95,9 @@ def from_raw(datatype: DataType, shape: tuple[int, ...], data: Buffer) -> Array:
     expected = math.prod(shape) * datatype.numpy.itemsize
     if len(data) != expected:
         raise ValueError(f"expected {expected} bytes, got {len(data)}")
+    if datatype is DataType.BOOL and len(data) and np.frombuffer(data, np.uint8).max() > 1:
+        # An engine may take a byte for a count: ONNX Runtime sizes buffers by the sum of such a mask.
+        raise ValueError("a BOOL must be 0 or 1")
     array = np.frombuffer(data, datatype.numpy).reshape(shape)
     return array if array.flags.aligned else array.copy()
 

@@ -21,11 +21,16 @@ from preheat.backend import (
     TensorSession,
     TensorSpec,
 )
+from preheat.engine import Engine
 from preheat.messages import InferRequest, InputTensor
+from preheat.models.lifecycle import Lifecycle
 from preheat.models.loader import Loader, LoadLimits
+from preheat.models.manager import ModelManager
+from preheat.models.registry import Registry
 from preheat.repository.scan import ModelFolder, read_model
 from preheat.scheduling.pending import Answer, Pending
 from preheat.telemetry.events import Event
+from preheat.telemetry.statistics import Statistics
 from preheat.tensors import Array, DataType, Tensors, to_raw
 
 # No test waits this long: a gate that stays shut fails its test instead of hanging the run.
@@ -309,3 +314,16 @@ def threads() -> set[threading.Thread]:
 def parameters_text(values: Mapping[str, str]) -> str:
     """``values`` as the ``parameters`` of a config.pbtxt."""
     return "".join(f'\nparameters {{ key: "{key}" value {{ string_value: "{values[key]}" }} }}' for key in values)
+
+
+def life(version: int = 1, model: str = "m") -> Lifecycle:
+    """The life of a version that nobody watches."""
+    return Lifecycle(model, version, observer=lambda _: None)
+
+
+def engine_over(
+    registry: Registry, loader: Loader, *repositories: Path, name: str = "cats", control: bool = False
+) -> Engine:
+    """An engine over ``registry``, whose manager loads with ``loader``; ``control`` allows clients to."""
+    manager = ModelManager(registry, loader, repositories=repositories, concurrency=1, observer=lambda _: None)
+    return Engine(registry, manager, Statistics(), name=name, explicit_control=control)

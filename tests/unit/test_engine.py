@@ -12,6 +12,7 @@ from tests.unit.builders import (
     Recording,
     Replies,
     background,
+    engine_over,
     loader_of,
     model_folder,
     request,
@@ -41,16 +42,15 @@ class Served:
     def __init__(self, repository: Path) -> None:
         self.gate = Gate()
         self.registry = Registry(observer=lambda _: None)
-        self.engine = Engine(self.registry, name="cat server")
         self.loader = loader_of(PlannedBackend(lambda _: Recording(do=self.gate)))
+        self.engine = engine_over(self.registry, self.loader, name="cat server")
         self.folder = model_folder(repository, versions=(1, 3, 4, 5))
         for version in (1, 3):
             self.publish(version)
         self.registry.begin("m", 4)
 
     def publish(self, version: int) -> None:
-        handle = self.loader.load(self.folder, version).handle
-        self.registry.publish(handle, self.registry.begin("m", version))
+        self.registry.publish(self.loader.load(self.folder, self.registry.begin("m", version)).handle)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_stopping_server_refuses_everything_but_readiness(served: Served) -> N
 
 def test_the_server_is_ready_when_every_model_is() -> None:
     registry = Registry(observer=lambda _: None)
-    engine = Engine(registry, name="s")
+    engine = engine_over(registry, loader_of(PlannedBackend(lambda _: Recording())))
     assert engine.ready()
     registry.begin("m", 1)
     assert not engine.ready()

@@ -7,7 +7,7 @@ import pytest
 
 from preheat.backend import Backend
 from preheat.errors import BackendMissing
-from preheat.plugins import backend_names, extras_of, load_backend
+from preheat.plugins import _load_backend, backend_names, extras_of, load_backend
 
 ENTRY_POINTS = """\
 [preheat.backends]
@@ -45,7 +45,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "absent_backend.py").write_text("raise RuntimeError('libengine.so.7 is not there')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("LATE_BACKEND_IMPORTED", "no")
-    load_backend.cache_clear()
+    _load_backend.cache_clear()
     return name
 
 

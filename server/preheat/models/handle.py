@@ -1,5 +1,6 @@
 """One model version that serves: what requests reach and what unloading waits for."""
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from preheat.errors import (
     ServingError,
 )
 from preheat.messages import InferRequest, ModelMetadata, TensorMetadata
+from preheat.models.lifecycle import Lifecycle
 from preheat.repository.completion import CompletedConfiguration
 from preheat.scheduling.admission import Gate
 from preheat.scheduling.pending import Answer, Pending, Reply
 from preheat.scheduling.queue import RequestQueue
 from preheat.scheduling.worker import Worker
 from preheat.telemetry.events import FailureReason, Observer, RequestFailed
+
+log = logging.getLogger(__name__)
 
 _REASONS: dict[type[ServingError], FailureReason] = {
     QueueFull: FailureReason.REJECTED,
@@ -46,16 +50,27 @@ class Engines:
     def close(self, timeout_s: float | None = None) -> bool:
         """Take no more requests, run what waits, close sessions and then models.
 
-        False if a worker is still busy after ``timeout_s``: then the models stay open, since it may be using them.
+        False if a worker is still busy after ``timeout_s``: then the models stay open, since it may be using them; and
+        if a model could not be closed.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self.queue.close()
         for worker in self.workers:
             if not worker.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic())):
                 return False
-        for model in self.models:
-            model.close()
-        return True
+        # All of them, also after one that fails.
+        closed = [close_model(model) for model in self.models]
+        return all(closed)
+
+
+def close_model(model: Model) -> bool:
+    """Close ``model``; False, and a trace in the log, if it raised: its neighbours must be freed all the same."""
+    try:
+        model.close()
+    except BaseException:
+        log.exception("closing a model failed")
+        return False
+    return True
 
 
 class Handle:
@@ -65,14 +80,15 @@ class Handle:
     """
 
     def __init__(
-        self, name: str, version: int, *, completed: CompletedConfiguration, engines: Engines, observer: Observer
+        self, lifecycle: Lifecycle, *, completed: CompletedConfiguration, engines: Engines, observer: Observer
     ) -> None:
-        self.name = name
-        self.version = version
+        self.name = lifecycle.model
+        self.version = lifecycle.version
+        self.lifecycle = lifecycle
         self.completed = completed
         self._engines = engines
         self._observer = observer
-        self._gate = Gate(name, completed.client_signature, completed.reshapes)
+        self._gate = Gate(self.name, completed.client_signature, completed.reshapes)
         self._idle = threading.Condition(threading.Lock())
         self._in_flight: set[Pending] = set()
         self._accepting = True
@@ -91,7 +107,7 @@ class Handle:
         try:
             admitted = self._gate.admit(request)
         except InvalidRequest:
-            self._observer(RequestFailed(self.name, self.version, FailureReason.OTHER))
+            self._report_failure(FailureReason.OTHER, arrived_s)
             raise
         pending = Pending(
             request,
@@ -111,6 +127,9 @@ class Handle:
             self._engines.queue.put(pending)
         except QueueFull as exc:
             pending.answer(exc)
+        except Exception:
+            log.exception("a request for model '%s' could not be queued", self.name)
+            pending.answer(InternalError())
         return pending
 
     def cancel(self, pending: Pending) -> None:
@@ -133,6 +152,10 @@ class Handle:
             self._engines.queue.discard(pending)
         return len(in_flight)
 
+    def stop_workers(self) -> None:
+        """Let the workers end, after :meth:`drain`, without waiting for them."""
+        self._engines.queue.close()
+
     def close(self, timeout_s: float | None = None) -> bool:
         """Free sessions and models, after :meth:`drain`; False if a worker was still busy after ``timeout_s``."""
         return self._engines.close(timeout_s)
@@ -148,10 +171,12 @@ class Handle:
             outputs=_tensor_metadata(signature, "outputs"),
         )
 
+    def _report_failure(self, reason: FailureReason, arrived_s: float) -> None:
+        self._observer(RequestFailed(self.name, self.version, reason, time.monotonic() - arrived_s))
+
     def _settle(self, pending: Pending, answer: Answer) -> None:
         if isinstance(answer, ServingError):
-            reason = _REASONS.get(type(answer), FailureReason.BACKEND)
-            self._observer(RequestFailed(self.name, self.version, reason))
+            self._report_failure(_REASONS.get(type(answer), FailureReason.BACKEND), pending.arrived_s)
         with self._idle:
             self._in_flight.discard(pending)
             if not self._accepting and not self._in_flight:

@@ -3,7 +3,7 @@
 import enum
 import threading
 
-from preheat.telemetry.events import Observer, StateChanged
+from preheat.telemetry.events import Event, Observer, StateChanged
 
 
 class State(enum.Enum):
@@ -24,6 +24,10 @@ _NEXT: dict[State, frozenset[State]] = {
     State.UNLOADED: frozenset(),
     State.FAILED: frozenset(),
 }
+
+
+def _silent(_: Event) -> None:
+    """Observes nothing."""
 
 
 class Lifecycle:
@@ -55,6 +59,10 @@ class Lifecycle:
                 raise RuntimeError(f"model '{self.model}' version {self.version}: illegal {self._state} -> {state}")
             self._state, self._reason = state, reason
         self._observer(StateChanged(self.model, self.version, state.value, reason))
+
+    def supersede(self) -> None:
+        """A successor speaks for the version from now on: this one's further moves are not announced."""
+        self._observer = _silent
 
     def __repr__(self) -> str:
         return f"<Lifecycle {self.model}/{self.version} {self._state.value} {self._reason!r}>"

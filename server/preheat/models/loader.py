@@ -6,8 +6,9 @@ from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, replace
 
 from preheat.backend import Backend, Instance, Model, ModelSource, RequestSession, Session
-from preheat.errors import LoadFailed
-from preheat.models.handle import Engines, Handle
+from preheat.errors import BackendMissing
+from preheat.models.handle import Engines, Handle, close_model
+from preheat.models.lifecycle import Lifecycle
 from preheat.models.placement import Placement, place
 from preheat.repository.completion import CompletedConfiguration, complete
 from preheat.repository.config_json import as_json
@@ -46,23 +47,22 @@ class Loader:
         self._limits = limits
         self._observer = observer
 
-    def load(self, folder: ModelFolder, version: int) -> Loaded:
+    def load(self, folder: ModelFolder, lifecycle: Lifecycle) -> Loaded:
         """Load and warm a version.
 
         Slow: blocks until every instance is hot. Raises LoadFailed, leaving nothing behind.
         """
         started_s = time.monotonic()
-        configuration = folder.configuration
-        backend = self._find_backend(configuration.backend)
+        configuration, version = folder.configuration, lifecycle.version
+        backend = self._backend(configuration)
         placements = place(configuration, backend.hardware().devices)
         sources = [self._source(folder, version, placement, placements) for placement in placements]
         completed = complete(configuration, backend.complete(sources[0]))
         sources = [replace(source, config=as_json(completed.proto)) for source in sources]
-        models = _load_models(backend, sources, completed)
-        engines = self._start(version, completed, sources, models)
+        engines = self._start(version, completed, sources, _load_models(backend, sources, completed))
         warmup_s = _wait_until_warm(engines)
         load_s = time.monotonic() - started_s - warmup_s
-        handle = Handle(configuration.name, version, completed=completed, engines=engines, observer=self._observer)
+        handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
         devices = [placement.device for placement in placements]
         return Loaded(
             handle, VersionLoaded(configuration.name, version, configuration.backend, devices, load_s, warmup_s)
@@ -70,10 +70,16 @@ class Loader:
 
     def describe(self, folder: ModelFolder, version: int) -> CompletedConfiguration:
         """The effective configuration, without loading."""
-        backend = self._find_backend(folder.configuration.backend)
+        backend = self._backend(folder.configuration)
         placements = place(folder.configuration, backend.hardware().devices)
         source = self._source(folder, version, placements[0], placements)
         return complete(folder.configuration, backend.complete(source))
+
+    def _backend(self, configuration: ModelConfiguration) -> Backend:
+        try:
+            return self._find_backend(configuration.backend)
+        except BackendMissing as exc:
+            raise BackendMissing(f"{configuration.file}: backend: {exc}") from exc
 
     def _source(
         self, folder: ModelFolder, version: int, placement: Placement, placements: Sequence[Placement]
@@ -130,9 +136,14 @@ class Loader:
             )
             for ordinal, (source, model) in enumerate(places)
         ]
-        for worker in workers:
-            worker.start()
-        return Engines(models, workers, queue)
+        engines = Engines(models, workers, queue)
+        try:
+            for worker in workers:
+                worker.start()
+        except BaseException:
+            engines.close()
+            raise
+        return engines
 
 
 def _load_models(backend: Backend, sources: Sequence[ModelSource], completed: CompletedConfiguration) -> list[Model]:
@@ -143,7 +154,7 @@ def _load_models(backend: Backend, sources: Sequence[ModelSource], completed: Co
             models.append(backend.load(source, completed.signature))  # noqa: PERF401 - what is loaded must be known on failure
     except BaseException:
         for model in models:
-            model.close()
+            close_model(model)
         raise
     return models
 
@@ -178,8 +189,3 @@ def _batch_limits(configuration: ModelConfiguration) -> BatchLimits:
 
 def _queue_size(configuration: ModelConfiguration) -> int:
     return configuration.batching.max_queue_size if configuration.batching else 0
-
-
-def reason_of(exc: BaseException) -> str:
-    """Why a load failed, for an operator: our own errors speak for themselves, others are named."""
-    return str(exc) if isinstance(exc, LoadFailed) else f"{type(exc).__name__}: {exc}"

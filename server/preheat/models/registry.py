@@ -18,6 +18,16 @@ class _Routes:
     newest: Handle
 
 
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """What is known of a model version. ``version`` None: the model could not be tried at all."""
+
+    model: str
+    version: int | None
+    state: State
+    reason: str
+
+
 class Registry:
     """All model versions. Any thread may call it.
 
@@ -60,21 +70,26 @@ class Registry:
             states = [life.state for versions in self._lifecycles.values() for life in versions.values()]
             return not self._broken and all(state in (State.READY, State.UNLOADED) for state in states)
 
-    def ready_versions(self, model: str) -> list[int]:
-        """The READY versions of ``model``, ascending."""
-        routes = self._routes.get(model)
-        return [] if routes is None else list(routes.handles)
+    def handles_of(self, model: str) -> list[Handle]:
+        """The handles that serve ``model`` now, by version."""
+        return list(self._handles_of(model).values())
 
     def handles(self) -> list[Handle]:
         """Every handle that serves now."""
         return [handle for routes in self._routes.values() for handle in routes.handles.values()]
 
-    def failures(self) -> list[str]:
-        """The names of what failed: models that could not be tried, and MODEL/VERSION for versions."""
+    def knows(self, model: str) -> bool:
+        """Whether ``model`` was ever tried."""
         with self._lock:
-            lives = [life for versions in self._lifecycles.values() for life in versions.values()]
-            failed = [f"{life.model}/{life.version}" for life in lives if life.state is State.FAILED]
-            return sorted([*self._broken, *failed])
+            return model in self._lifecycles or model in self._broken
+
+    def forget_failures(self, model: str) -> None:
+        """Forget why ``model`` failed: given up on purpose, it no longer keeps the server from being ready."""
+        with self._lock:
+            self._broken.pop(model, None)
+            lives = self._lifecycles.get(model, {})
+            for version in [number for number, life in lives.items() if life.state is State.FAILED]:
+                del lives[version]
 
     def mark_broken(self, model: str, reason: str) -> None:
         """Remember a model whose folder or configuration cannot be used."""
@@ -82,29 +97,47 @@ class Registry:
             self._broken[model] = reason
 
     def begin(self, model: str, version: int) -> Lifecycle:
-        """A new life for a version, LOADING."""
+        """A new life for a version, LOADING. A version that is served meanwhile stays what others see of it."""
         lifecycle = Lifecycle(model, version, observer=self._observer)
         with self._lock:
-            self._lifecycles.setdefault(model, {})[version] = lifecycle
+            self._broken.pop(model, None)
+            if version not in self._handles_of(model):
+                self._lifecycles.setdefault(model, {})[version] = lifecycle
         return lifecycle
 
-    def publish(self, handle: Handle, lifecycle: Lifecycle) -> None:
-        """Route requests to ``handle``, then announce READY: whoever sees READY can already be served."""
-        with self._lock:
-            routes = self._routes.get(handle.name)
-            self._route(handle.name, {**(routes.handles if routes else {}), handle.version: handle})
-        lifecycle.move_to(State.READY)
+    def publish(self, handle: Handle) -> Handle | None:
+        """Route requests to ``handle``, then announce READY: whoever sees READY can already be served.
 
-    def retire(self, handle: Handle) -> Lifecycle:
+        The handle that served the version until now, for the caller to drain.
+        """
+        with self._lock:
+            handles = self._handles_of(handle.name)
+            self._route(handle.name, {**handles, handle.version: handle})
+            if handle.version in handles:
+                handles[handle.version].lifecycle.supersede()
+            self._lifecycles.setdefault(handle.name, {})[handle.version] = handle.lifecycle
+            # Within the lock, so that nobody can retire it between the two.
+            handle.lifecycle.move_to(State.READY)
+        return handles.get(handle.version)
+
+    def retire(self, handle: Handle) -> None:
         """Announce DRAINING, then stop routing to ``handle``: nobody is told READY while requests are turned away."""
+        handle.lifecycle.move_to(State.DRAINING)
         with self._lock:
-            lifecycle = self._lifecycles[handle.name][handle.version]
-        lifecycle.move_to(State.DRAINING)
-        with self._lock:
-            left = dict(self._routes[handle.name].handles)
-            del left[handle.version]
+            left = {version: other for version, other in self._handles_of(handle.name).items() if other is not handle}
             self._route(handle.name, left)
-        return lifecycle
+
+    def index(self) -> list[VersionState]:
+        """Every model and version that was ever tried, sorted."""
+        with self._lock:
+            lives = [life for versions in self._lifecycles.values() for life in versions.values()]
+            rows = [VersionState(life.model, life.version, life.state, life.reason) for life in lives]
+            rows += [VersionState(model, None, State.FAILED, reason) for model, reason in self._broken.items()]
+        return sorted(rows, key=lambda row: (row.model, row.version or 0))
+
+    def _handles_of(self, model: str) -> Mapping[int, Handle]:
+        routes = self._routes.get(model)
+        return routes.handles if routes else {}
 
     def _route(self, model: str, handles: Mapping[int, Handle]) -> None:
         """Replace the routes of ``model``. Call with ``_lock`` held."""

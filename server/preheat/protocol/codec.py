@@ -4,7 +4,6 @@ Arrays of a decoded request are views of the message's own bytes, read-only wher
 Triton's gRPC front end: raw contents are positional over the inputs, and answers are always raw.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +16,9 @@ from preheat.tensors import Array, raw_size, to_raw
 
 # A protobuf message, and so a gRPC message, cannot be larger.
 MAX_MESSAGE_BYTES = 2**31 - 1
+
+# As many as numpy, and any engine, can hold.
+_MAX_DIMENSIONS = 32
 
 # What is kept free for names, shapes and parameters beside the tensors of an answer.
 _ENVELOPE_BYTES = 2**20
@@ -47,15 +49,17 @@ def decode_request(payload: bytes, *, deadline_s: float | None) -> InferRequest:
     except DecodeError as exc:
         raise InvalidRequest("the message is no valid inference.ModelInferRequest") from exc
     _refuse_output_extensions(message)
+    inputs = _decode_inputs(message)
+    typed_bytes = sum(tensor.data.nbytes for tensor in inputs if isinstance(tensor.data, np.ndarray))
     return InferRequest(
         model=message.model_name,
         version=message.model_version,
         id=message.id,
-        inputs=_decode_inputs(message),
+        inputs=inputs,
         requested_outputs=tuple(output.name for output in message.outputs),
         parameters=_decode_parameters(message.parameters),
         deadline_s=deadline_s,
-        payload_bytes=len(payload),
+        payload_bytes=len(payload) + typed_bytes,
     )
 
 
@@ -76,6 +80,11 @@ def encode_response(response: InferResponse) -> bytes:
 def _decode_inputs(message: pb.ModelInferRequest) -> tuple[InputTensor, ...]:
     raw = message.raw_input_contents
     for tensor in message.inputs:
+        if len(tensor.shape) > _MAX_DIMENSIONS:
+            raise InvalidRequest(
+                f"input '{tensor.name}' for model '{message.model_name}' has {len(tensor.shape)} dimensions; "
+                f"at most {_MAX_DIMENSIONS} are possible"
+            )
         if _SHARED_MEMORY in tensor.parameters:
             raise _no_shared_memory(f"input '{tensor.name}'")
         if raw and tensor.HasField("contents"):
@@ -101,7 +110,7 @@ def _decode_inputs(message: pb.ModelInferRequest) -> tuple[InputTensor, ...]:
 def _decode_typed(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> InputTensor:
     """An input whose data is in typed contents, as a flat array."""
     filled = [field.name for field, _ in tensor.contents.ListFields()]
-    if not filled and math.prod(tensor.shape) != 0:
+    if not filled and 0 not in tensor.shape:
         raise _no_data(tensor.name, model)
     if tensor.datatype not in _CONTENTS:
         allowed = "raw_input_contents" if tensor.datatype in ("FP16", "BF16") else f"one of {', '.join(_CONTENTS)}"

@@ -3,16 +3,17 @@
 The file wins where it speaks, but it cannot contradict the artifact: a difference is an error that names both.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from preheat.backend import Dimension, PartialConfig, Signature, TensorSpec
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
+from preheat.repository.axes import axis_renames, merge_dimensions, rename_axes, tie_axes
 from preheat.repository.configuration import BatchingPolicy, ModelConfiguration
 from preheat.repository.declarations import datatype_value
 from preheat.scheduling.reshaping import Reshape
+from preheat.tensors import Array
 
 FROM_FILE = "config.pbtxt"
 FROM_ARTIFACT = "the artifact"
@@ -39,8 +40,11 @@ def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> Comp
     """Merge what the file and the artifact say. Raises InvalidConfig where they disagree or neither says enough."""
     configuration = _adopt_batching(configuration, artifact)
     _check_row_independence(configuration, artifact)
-    inputs = _merge(configuration, "input", configuration.inputs, artifact.inputs)
-    outputs = _merge(configuration, "output", configuration.outputs, _rename_outputs(configuration, artifact))
+    artifact_outputs = _rename_outputs(configuration, artifact)
+    renames = axis_renames(configuration, (*artifact.inputs, *artifact_outputs))
+    inputs = _merge(configuration, "input", configuration.inputs, rename_axes(artifact.inputs, renames))
+    outputs = _merge(configuration, "output", configuration.outputs, rename_axes(artifact_outputs, renames))
+    inputs, outputs = tie_axes(configuration, inputs, outputs)
     signature = Signature(inputs, outputs, configuration.max_batch_size, artifact.row_independent)
     reshapes = {
         spec.name: Reshape(_client_shape(configuration.client_shapes[spec.name], spec), spec.shape)
@@ -152,25 +156,10 @@ def _merge_spec(configuration: ModelConfiguration, kind: str, ours: TensorSpec, 
             f"[{', '.join(map(str, theirs.shape))}]"
         )
     shape = tuple(
-        _merge_dimension(mine, its, f"{where}: dims[{position}]")
+        merge_dimensions(mine, its, f"{where}: dims[{position}]")
         for position, (mine, its) in enumerate(zip(ours.shape, theirs.shape, strict=True))
     )
     return TensorSpec(ours.name, ours.datatype, shape, ours.optional and theirs.optional)
-
-
-def _merge_dimension(ours: Dimension, theirs: Dimension, where: str) -> Dimension:
-    """What both allow. The file's name for the axis wins; a declared -1 takes the artifact's bounds."""
-    if ours.size is not None:
-        if not theirs.allows(ours.size):
-            raise InvalidConfig(f"{where}: {ours.size}: the artifact has {theirs}")
-        # The artifact's name stays: it ties this axis to others, which are not fixed by this.
-        return replace(ours, name=ours.name or theirs.name)
-    maxima = [bound for bound in (ours.maximum, theirs.maximum) if bound is not None]
-    step = math.lcm(ours.multiple_of, theirs.multiple_of)
-    merged = Dimension(ours.name or theirs.name, max(ours.minimum, theirs.minimum), min(maxima, default=None), step)
-    if not merged.allows(-(-merged.minimum // step) * step):
-        raise InvalidConfig(f"{where}: {ours}: the artifact has {theirs}")
-    return merged
 
 
 def _name_axes(configuration: ModelConfiguration, kind: str, spec: TensorSpec) -> TensorSpec:
@@ -188,7 +177,7 @@ def _name_axes(configuration: ModelConfiguration, kind: str, spec: TensorSpec) -
 
 def _bound(configuration: ModelConfiguration, axis: Dimension, where: str) -> Dimension:
     declared = configuration.server.dimensions.get(axis.name or "")
-    return axis if declared is None else _merge_dimension(declared, axis, where)
+    return axis if declared is None else merge_dimensions(declared, axis, where)
 
 
 def _check_axis_names(configuration: ModelConfiguration, signature: Signature) -> None:
@@ -226,15 +215,21 @@ def _check_samples(configuration: ModelConfiguration, signature: Signature) -> N
             raise InvalidConfig(f"{where}: inputs: unknown {unknown}; the model takes {sorted(specs)}")
         if missing := sorted(name for name, spec in specs.items() if not spec.optional and name not in sample.inputs):
             raise InvalidConfig(f"{where}: inputs: {missing} missing")
+        sizes: dict[str, int] = {}
         for name, array in sample.inputs.items():
-            spec = specs[name]
-            if array.dtype != spec.datatype.numpy:
-                raise InvalidConfig(f"{where}: inputs '{name}': data_type: must be TYPE_{_type_name(spec)}")
-            fits = len(array.shape) == len(spec.shape) and all(map(Dimension.allows, spec.shape, array.shape))
-            if not fits:
-                raise InvalidConfig(
-                    f"{where}: inputs '{name}': dims: {list(array.shape)}: must be [{', '.join(map(str, spec.shape))}]"
-                )
+            _check_sample_input(specs[name], array, sizes, f"{where}: inputs '{name}'")
+
+
+def _check_sample_input(spec: TensorSpec, array: Array, sizes: dict[str, int], where: str) -> None:
+    """Hold one input against its spec; ``sizes`` collects the sizes of named axes, which must agree."""
+    if array.dtype != spec.datatype.numpy:
+        raise InvalidConfig(f"{where}: data_type: must be TYPE_{_type_name(spec)}")
+    fits = len(array.shape) == len(spec.shape) and all(
+        axis.allows(size) and (axis.name is None or sizes.setdefault(axis.name, size) == size)
+        for axis, size in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise InvalidConfig(f"{where}: dims: {list(array.shape)}: must be [{', '.join(map(str, spec.shape))}]")
 
 
 def _complete_proto(configuration: ModelConfiguration, signature: Signature) -> tuple[pb.ModelConfig, dict[str, str]]:

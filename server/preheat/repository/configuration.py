@@ -17,20 +17,16 @@ from preheat.repository.warmup_samples import read_warmup_samples
 from preheat.scheduling.warmup import Sample
 
 CONFIG_FILE = "config.pbtxt"
-# Triton's names for what we have: `platform` values, and `backend` values that differ from ours.
+# Triton's other names for what we have.
 BACKEND_ALIASES = {
     "onnxruntime_onnx": "onnxruntime",
-    "pytorch_libtorch": "torchscript",
-    "pytorch": "torchscript",
-    "tensorrt_plan": "tensorrt",
 }
 # Which backend a bare artifact is for, by Triton's default names.
 BACKEND_OF_ARTIFACT = {
     "model.onnx": "onnxruntime",
     "model.pt2": "eager",
-    "model.pt": "torchscript",
-    "model.plan": "tensorrt",
 }
+_MAX_DELAY_US = 60_000_000
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -162,9 +158,15 @@ def _batching(proto: pb.ModelConfig, file: Path) -> BatchingPolicy | None:
                 f"{file}: dynamic_batching: preferred_batch_size: {rows}: must be from 1 to max_batch_size, "
                 f"{proto.max_batch_size}"
             )
+    delay_us = proto.dynamic_batching.max_queue_delay_microseconds
+    if delay_us > _MAX_DELAY_US:
+        raise InvalidConfig(
+            f"{file}: dynamic_batching: max_queue_delay_microseconds: {delay_us}: must be at most {_MAX_DELAY_US}, "
+            "one minute"
+        )
     return BatchingPolicy(
         preferred,
-        proto.dynamic_batching.max_queue_delay_microseconds / 1e6,
+        delay_us / 1e6,
         proto.dynamic_batching.default_queue_policy.max_queue_size,
     )
 

@@ -1,5 +1,6 @@
 """Finding models and versions on disk. Parses configurations and looks at names; opens no artifact."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from pathlib import Path
 
 from preheat.errors import InvalidConfig, LoadFailed
 from preheat.protocol import model_config_pb2 as pb
-from preheat.repository.configuration import ModelConfiguration, read_configuration
+from preheat.repository.configuration import CONFIG_FILE, ModelConfiguration, read_configuration
+
+log = logging.getLogger(__name__)
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -35,32 +38,49 @@ def scan(repositories: Sequence[Path]) -> dict[str, ModelFolder | BrokenModel]:
     for repository in repositories:
         for folder in _model_folders(repository):
             if folder.name in found:
-                both = f"{found[folder.name].path} and {folder}"
-                clash = InvalidConfig(f"model '{folder.name}' appears in two or more repositories: {both}; rename one")
-                found[folder.name] = BrokenModel(folder, clash)
+                found[folder.name] = BrokenModel(folder, _clash(found[folder.name].path, folder))
             else:
                 found[folder.name] = read_model(folder)
     return dict(sorted(found.items()))
 
 
+def find_model(repositories: Sequence[Path], name: str) -> ModelFolder | BrokenModel | None:
+    """The model called ``name``, None if there is none. A name is only ever compared, never made part of a path."""
+    folders = [path for repository in repositories for path in _model_folders(repository) if path.name == name]
+    if len(folders) > 1:
+        return BrokenModel(folders[1], _clash(folders[0], folders[1]))
+    return read_model(folders[0]) if folders else None
+
+
+def model_names(repositories: Sequence[Path]) -> list[str]:
+    """The names of all models, sorted, without reading any."""
+    return sorted({path.name for repository in repositories for path in _model_folders(repository)})
+
+
 def read_model(folder: Path) -> ModelFolder | BrokenModel:
     """The model in ``folder``, or why it cannot be tried. Never raises."""
     try:
+        available = versions_on_disk(folder)
         configuration = read_configuration(folder)
-        versions = choose_versions(configuration.proto.version_policy, versions_on_disk(folder), folder)
+        versions = choose_versions(configuration.proto.version_policy, available, folder)
     except LoadFailed as exc:
         return BrokenModel(folder, exc)
-    except (OSError, UnicodeError) as exc:
+    except Exception as exc:
+        if not isinstance(exc, OSError | UnicodeError):
+            log.exception("reading %s failed", folder)
         return BrokenModel(folder, InvalidConfig(f"{folder}: cannot be read: {exc}"))
     return ModelFolder(folder, configuration, versions)
 
 
 def versions_on_disk(folder: Path) -> list[int]:
-    """The version numbers of ``folder``, ascending.
+    """The version numbers of ``folder``, ascending. Raises InvalidConfig if there are none.
 
     Folders named with a whole number of at least 1, without leading zeros.
     """
-    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
+    versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
+    if not versions:
+        raise InvalidConfig(f"{folder}: has no version folder; put the artifact into {folder / '1'}")
+    return versions
 
 
 def choose_versions(policy: pb.ModelVersionPolicy, available: Sequence[int], folder: Path) -> tuple[int, ...]:
@@ -68,8 +88,6 @@ def choose_versions(policy: pb.ModelVersionPolicy, available: Sequence[int], fol
 
     Raises InvalidConfig if it leaves none.
     """
-    if not available:
-        raise InvalidConfig(f"{folder}: has no version folder; put the artifact into {folder / '1'}")
     match policy.WhichOneof("policy_choice"):
         case "all":
             return tuple(available)
@@ -84,10 +102,20 @@ def choose_versions(policy: pb.ModelVersionPolicy, available: Sequence[int], fol
             return tuple(available[-(policy.latest.num_versions or 1) :])
 
 
+def _clash(first: Path, second: Path) -> InvalidConfig:
+    both = f"{first} and {second}"
+    return InvalidConfig(f"model '{first.name}' appears in two or more repositories: {both}; rename one")
+
+
 def _model_folders(repository: Path) -> list[Path]:
     """The folders of a repository; hidden ones and Python's caches are not models."""
     try:
         entries = sorted(repository.iterdir())
     except OSError as exc:
         raise InvalidConfig(f"model repository {repository}: {exc.strerror}; give a folder that holds models") from exc
+    if repository / CONFIG_FILE in entries:
+        raise InvalidConfig(
+            f"model repository {repository}: has a {CONFIG_FILE}, so it is one model's folder; serve its parent, "
+            f"{repository.resolve().parent}"
+        )
     return [path for path in entries if path.is_dir() and not path.name.startswith(".") and path.name != "__pycache__"]

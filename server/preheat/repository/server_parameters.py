@@ -84,7 +84,10 @@ def _parse_dimension(name: str, text: str) -> Dimension:
     minimum, maximum, step = int(match[1]), int(match[2]) if match[2] else None, int(match[3] or 1)
     if step < 1 or (maximum is not None and maximum < minimum):
         raise ValueError("the maximum must not be below the minimum, and the step must be at least 1")
-    return Dimension(name, minimum, maximum, step)
+    dimension = Dimension(name, minimum, maximum, step)
+    if not dimension.allows(-(-minimum // step) * step):
+        raise ValueError(f"no multiple of {step} is within the bounds")
+    return dimension
 
 
 _PARSERS: Mapping[str, Callable[[str], object]] = {

@@ -13,7 +13,7 @@ from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
 from preheat.repository.declarations import datatype_of
 from preheat.scheduling.warmup import Sample
-from preheat.tensors import Array, DataType, from_raw
+from preheat.tensors import Array, DataType, from_raw, zeros
 
 WARMUP_FOLDER = "warmup"
 _MAX_BYTES = 2**31 - 1
@@ -46,7 +46,7 @@ def _read_input(spec: pb.ModelWarmup.Input, folder: Path, where: str) -> Array:
         raise InvalidConfig(f"{where}: set one of zero_data, random_data and input_data_file")
     if source == "input_data_file":
         return _read_file(spec.input_data_file, folder, datatype, shape, where)
-    return _zeros(datatype, shape) if source == "zero_data" else _random(datatype, shape)
+    return zeros(datatype, shape) if source == "zero_data" else _random(datatype, shape)
 
 
 def _read_file(name: str, folder: Path, datatype: DataType, shape: tuple[int, ...], where: str) -> Array:
@@ -59,12 +59,6 @@ def _read_file(name: str, folder: Path, datatype: DataType, shape: tuple[int, ..
         raise InvalidConfig(f"{where}: input_data_file: {path}: {exc.strerror}") from exc
     except ValueError as exc:
         raise InvalidConfig(f"{where}: input_data_file: {path}: {exc}") from exc
-
-
-def _zeros(datatype: DataType, shape: tuple[int, ...]) -> Array:
-    if datatype is DataType.BYTES:
-        return np.full(shape, b"", np.object_)
-    return np.zeros(shape, datatype.numpy)
 
 
 def _random(datatype: DataType, shape: tuple[int, ...]) -> Array:

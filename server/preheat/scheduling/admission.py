@@ -72,15 +72,9 @@ class Gate:
 
     def _check_names(self, inputs: Sequence[InputTensor]) -> None:
         given = [tensor.name for tensor in inputs]
-        missing = self._required.difference(given)
-        if missing or len(given) > len(self._inputs):
-            least, most = len(self._required), len(self._inputs)
-            expected = str(most) if least == most else f"between {least} and {most}"
-            problem = f", but missing required input(s) {_listing(missing)}" if missing else ""
-            raise InvalidRequest(
-                f"expected {expected} inputs but got {len(given)} inputs for model '{self._model}'. "
-                f"Got input(s) {_listing(given)}{problem}. The model takes {_listing(self._inputs)}."
-            )
+        least, most = len(self._required), len(self._inputs)
+        if not least <= len(given) <= most:
+            raise self._wrong_count(given)
         for position, name in enumerate(given):
             if name not in self._inputs:
                 raise InvalidRequest(
@@ -88,6 +82,18 @@ class Gate:
                 )
             if name in given[:position]:
                 raise InvalidRequest(f"input '{name}' already exists in request for model '{self._model}'")
+        if not self._required.issubset(given):
+            raise self._wrong_count(given)
+
+    def _wrong_count(self, given: Sequence[str]) -> InvalidRequest:
+        least, most = len(self._required), len(self._inputs)
+        expected = str(most) if least == most else f"between {least} and {most}"
+        missing = self._required.difference(given)
+        problem = f", but missing required input(s) {_listing(missing)}" if missing else ""
+        return InvalidRequest(
+            f"expected {expected} inputs but got {len(given)} inputs for model '{self._model}'. "
+            f"Got input(s) {_listing(given)}{problem}. The model takes {_listing(self._inputs)}."
+        )
 
     def _check_rows(self, inputs: Sequence[InputTensor]) -> int:
         """The request's rows; the rank is checked here too, since the batch axis depends on it."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from preheat.backend import Signature, TensorSpec
 from preheat.errors import ExecutionFailed
-from preheat.tensors import Array, Tensors
+from preheat.tensors import Array, DataType, Tensors
 
 
 def bucket_for(rows: int, buckets: Sequence[int]) -> int:
@@ -79,6 +79,8 @@ class OutputCheck:
         array: Array = np.asarray(output)
         if array.dtype != spec.datatype.numpy:
             raise ExecutionFailed(f"{subject} is {array.dtype}, its signature says {spec.datatype.value}")
+        if spec.datatype is DataType.BYTES and not all(isinstance(element, bytes) for element in array.flat):
+            raise ExecutionFailed(f"{subject} has elements that are no bytes")
         if rows is not None and (array.ndim == 0 or array.shape[0] != rows):
             got = array.shape[0] if array.ndim else "none"
             raise ExecutionFailed(f"{subject} has {got} rows for a batch of {rows}")

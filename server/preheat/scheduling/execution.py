@@ -63,7 +63,7 @@ class Executor:
             self._run_and_answer(session, live)
         except ServingError as exc:
             self._fail(session, live, exc)
-        except (Exception, SystemExit):  # a model that calls sys.exit() must not end its instance's thread
+        except BaseException:  # a model that calls sys.exit() or cancels must not end its instance's thread
             log.exception("model '%s' version %d: executing a batch failed", self._model, self._version)
             self._fail(session, live, InternalError())
 
@@ -137,8 +137,9 @@ class Executor:
         """One request's outcome as its answer; a bad outcome is that request's error alone."""
         if isinstance(outcome, ServingError):
             return outcome
-        if not isinstance(outcome, Response):
-            return ExecutionFailed(f"model '{self._model}' answered a request with a {type(outcome).__name__}")
+        if not isinstance(outcome, Response) or not isinstance(outcome.outputs, Mapping):
+            answer = outcome.outputs if isinstance(outcome, Response) else outcome
+            return ExecutionFailed(f"model '{self._model}' answered a request with a {type(answer).__name__}")
         try:
             rows = pending.rows if self._signature.batches else None
             names = pending.request.requested_outputs

@@ -82,6 +82,13 @@ class RequestQueue:
             if pending in self._waiting:
                 self._remove([pending])
 
+    def drain(self) -> list[Pending]:
+        """Everything that waits, which waits no more: for the caller to answer."""
+        with self._news:
+            waiting = list(self._waiting)
+            self._remove(waiting)
+        return waiting
+
     def close(self) -> None:
         """Take no more requests. Workers drain what waits, then :meth:`take` returns None."""
         with self._news:

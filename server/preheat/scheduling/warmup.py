@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preheat.backend import Dimension, Signature, TensorSpec
-from preheat.tensors import Array, DataType, Tensors
+from preheat.tensors import Array, Tensors, zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,7 @@ def synthetic_row(signature: Signature) -> Tensors:
 
 
 def _zeros(spec: TensorSpec) -> Array:
-    shape = tuple(_smallest(dimension) for dimension in spec.shape)
-    if spec.datatype is DataType.BYTES:
-        return np.full(shape, b"", np.object_)
-    return np.zeros(shape, spec.datatype.numpy)
+    return zeros(spec.datatype, tuple(_smallest(dimension) for dimension in spec.shape))
 
 
 def _smallest(dimension: Dimension) -> int:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TypeAlias
 
 from preheat.backend import Instance, Model, Session
-from preheat.errors import LoadFailed
+from preheat.errors import InternalError, LoadFailed, ServingError, reason_of
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.queue import RequestQueue
 from preheat.scheduling.warmup import WarmupBatch
@@ -51,12 +51,12 @@ class Worker:
     def _run(self) -> None:
         try:
             session = self._model.open(self._instance)
-        except (Exception, SystemExit) as exc:
+        except BaseException as exc:  # whatever a backend raises must reach who waits
             self.warm.set_exception(exc)
             return
         try:
             self.warm.set_result(self._warm(session))
-        except (Exception, SystemExit) as exc:
+        except BaseException as exc:
             self.warm.set_exception(exc)
         else:
             self._serve(session)
@@ -69,19 +69,36 @@ class Worker:
         for batch in self._plan(session):
             try:
                 self._executor.warm(session, batch)
-            except (Exception, SystemExit) as exc:
-                raise LoadFailed(f"warm-up of {self._name} failed at {batch.label}: {exc}") from exc
+            except BaseException as exc:
+                if not isinstance(exc, ServingError):
+                    log.exception("warm-up of %s failed at %s", self._name, batch.label)
+                raise LoadFailed(f"warm-up of {self._name} failed at {batch.label}: {reason_of(exc)}") from exc
         return time.monotonic() - started_s
 
     def _serve(self, session: Session) -> None:
-        while (choice := self._queue.take()) is not None:
-            for pending in choice.expired:
-                self._executor.refuse_expired(pending)
-            if choice.batch:
-                self._executor.execute(session, choice.batch)
+        """Serve until the queue is closed and empty. Nothing ends this loop early: a READY model without it hangs."""
+        while True:
+            try:
+                if not self._serve_once(session):
+                    return
+            except BaseException:
+                log.exception("%s: the scheduler failed; what waited is refused", self._name)
+                for pending in self._queue.drain():
+                    pending.answer(InternalError())
+
+    def _serve_once(self, session: Session) -> bool:
+        """Run one batch; False once the queue is closed and empty. Keeps no hold of the batch afterwards."""
+        choice = self._queue.take()
+        if choice is None:
+            return False
+        for pending in choice.expired:
+            self._executor.refuse_expired(pending)
+        if choice.batch:
+            self._executor.execute(session, choice.batch)
+        return True
 
     def _close(self, session: Session) -> None:
         try:
             session.close()
-        except Exception:
+        except BaseException:
             log.exception("closing %s failed", self._name)

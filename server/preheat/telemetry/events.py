@@ -38,11 +38,12 @@ class BatchExecuted:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A request to a known model version got an error."""
+    """A request to a known model version got an error, ``request_s`` seconds after it arrived."""
 
     model: str
     version: int
     reason: FailureReason
+    request_s: float
 
 
 @dataclass(frozen=True, slots=True)

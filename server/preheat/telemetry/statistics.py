@@ -1,6 +1,7 @@
 """The one aggregate of what happened to requests. Every view (Prometheus today) reads it; nothing else counts."""
 
 import bisect
+import copy
 import threading
 import time
 from collections.abc import Sequence
@@ -31,15 +32,26 @@ class Histogram:
         self.counts[bisect.bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def copy(self) -> "Histogram":
-        """An independent copy."""
-        twin = Histogram(self.bounds)
-        twin.counts, twin.total = list(self.counts), self.total
-        return twin
-
 
 def _latencies() -> Histogram:
     return Histogram(LATENCY_BOUNDS_S)
+
+
+@dataclass(slots=True)
+class BatchSizeStatistics:
+    """What batches of one size cost. Times are sums in seconds, counted once for each batch."""
+
+    executions: int = 0
+    compute_input_s: float = 0.0
+    compute_infer_s: float = 0.0
+    compute_output_s: float = 0.0
+
+    def count(self, event: BatchExecuted) -> None:
+        """Add a batch of this size."""
+        self.executions += 1
+        self.compute_input_s += event.compute_input_s
+        self.compute_infer_s += event.compute_infer_s
+        self.compute_output_s += event.compute_output_s
 
 
 @dataclass(slots=True)
@@ -60,6 +72,8 @@ class VersionStatistics:
     compute_infer_s: float = 0.0
     compute_output_s: float = 0.0
     failures: dict[FailureReason, int] = field(default_factory=lambda: dict.fromkeys(FailureReason, 0))
+    failed_s: float = 0.0
+    batch_sizes: dict[int, BatchSizeStatistics] = field(default_factory=dict)
     request_histogram: Histogram = field(default_factory=_latencies)
     queue_histogram: Histogram = field(default_factory=_latencies)
     infer_histogram: Histogram = field(default_factory=_latencies)
@@ -85,15 +99,8 @@ class VersionStatistics:
         for queue_s, request_s in zip(event.queue_s, event.request_s, strict=True):
             self.queue_histogram.observe(queue_s)
             self.request_histogram.observe(request_s)
+        self.batch_sizes.setdefault(event.rows, BatchSizeStatistics()).count(event)
         self.last_inference_ms = time.time_ns() // 1_000_000
-
-    def copy(self) -> "VersionStatistics":
-        """An independent copy."""
-        twin = VersionStatistics()
-        for name in self.__slots__:
-            value = getattr(self, name)
-            setattr(twin, name, value.copy() if isinstance(value, Histogram | dict) else value)
-        return twin
 
 
 class Statistics:
@@ -115,12 +122,18 @@ class Statistics:
                     version.count_batch(event)
                 case RequestFailed():
                     version.failures[event.reason] += 1
+                    version.failed_s += event.request_s
                 case StateChanged():
                     version.state = event.state
                 case VersionLoaded():
                     version.load_s, version.warmup_s = event.load_s, event.warmup_s
 
+    def of(self, model: str, version: int) -> VersionStatistics:
+        """A copy of the statistics of one model version; all zero if nothing has happened to it."""
+        with self._lock:
+            return copy.deepcopy(self._versions.get((model, version), VersionStatistics()))
+
     def snapshot(self) -> dict[tuple[str, int], VersionStatistics]:
         """A copy of all statistics, by model and version, consistent for each version."""
         with self._lock:
-            return {key: version.copy() for key, version in sorted(self._versions.items())}
+            return {key: copy.deepcopy(version) for key, version in sorted(self._versions.items())}

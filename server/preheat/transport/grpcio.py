@@ -8,14 +8,16 @@ from typing import TypeAlias, cast
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from preheat.engine import Engine
 from preheat.errors import InternalError, ServingError, Unsupported
 from preheat.protocol import grpc_service_pb2 as pb
 from preheat.protocol.codec import MAX_MESSAGE_BYTES
+from preheat.transport.health import Health
 from preheat.transport.mailbox import Mailbox
-from preheat.transport.methods import SERVICE, ControlMethods, infer
+from preheat.transport.methods import SERVICE, BlockingMethods, ControlMethods, infer
 from preheat.transport.status import code_of, text_of
 
 log = logging.getLogger(__name__)
@@ -31,55 +33,82 @@ _OPTIONS = (
     # Otherwise a second server on the port would silently share its traffic.
     ("grpc.so_reuseport", 0),
 )
+# How long no call may come for the server to count as left alone.
+_QUIET_SECONDS = 0.1
 
 
 class GrpcioTransport:
-    """Serves the engine on ``host:port``. Belongs to the event loop it is started on."""
+    """Serves the engine on ``host:port``. Made on the event loop it runs on, and belongs to it."""
 
     def __init__(self, engine: Engine, *, host: str, port: int) -> None:
         self._engine = engine
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._health = health.aio.HealthServicer()
-
-    async def start(self) -> int:
-        """Bind and serve; the port bound (a free one for port 0). Raises OSError if the address cannot be had."""
         self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._health = Health(engine)
+        # Unary calls that have begun so far, and how many of them have not ended.
+        self._begun = 0
+        self._running = 0
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        await self.refresh_health()
+        services = (SERVICE, Health.SERVICE, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, self._server)
+
+    async def start(self) -> int:
+        """Bind and serve; the port bound (a free one for port 0). Raises OSError if the address cannot be had."""
+        await self._health.refresh()
         try:
             port: int = self._server.add_insecure_port(self._address)
         except RuntimeError as exc:
-            raise OSError(f"cannot listen on {self._address}: {exc}") from exc
+            text = f"cannot listen on {self._address}: is the port taken? choose another with --grpc-port"
+            raise OSError(text) from exc
         await self._server.start()
         return port
 
     async def refresh_health(self) -> None:
         """Tell health checks what the engine's readiness is now."""
-        ready = self._engine.ready()
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", SERVICE):
-            await self._health.set(service, status)
+        await self._health.refresh()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls; those that run get ``grace_s`` to hand over their answers, then are cut."""
-        await self._server.stop(grace_s)
+        """Answer until a moment in which no call runs or comes, at most for ``grace_s``; then cut what is left.
+
+        When gRPC stops, it ends calls that it has read but not handed over, and their callers learn no more than
+        CANCELLED. What is still being sent then has the rest of ``grace_s``.
+        """
+        self._health.end_watches()
+        deadline_s = time.monotonic() + grace_s
+        begun = -1
+        while (self._running or begun != self._begun) and time.monotonic() < deadline_s:
+            begun = self._begun
+            await asyncio.sleep(_QUIET_SECONDS)
+        await self._server.stop(max(deadline_s - time.monotonic(), _QUIET_SECONDS))
 
     def _handlers(self) -> dict[str, Handler]:
         """A handler for every RPC of the service: what is not built answers UNIMPLEMENTED and says so."""
-        control = ControlMethods(self._engine).table()
+        unary: dict[str, UnaryHandler] = {"ModelInfer": self._model_infer}
+        unary |= {name: _direct(name, method) for name, method in ControlMethods(self._engine).table().items()}
+        unary |= {name: _blocking(name, method) for name, method in BlockingMethods(self._engine).table().items()}
         handlers: dict[str, Handler] = {}
         for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
-            if method.name == "ModelInfer":
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._model_infer)
-            elif method.name in control:
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unary(method.name, control[method.name]))
-            elif method.client_streaming:
-                handlers[method.name] = grpc.stream_stream_rpc_method_handler(_unimplemented(method.name))
+            handle = unary.get(method.name) or _unimplemented(method.name)
+            if method.client_streaming:
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(handle)
             else:
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unimplemented(method.name))
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._counted(handle))
         return handlers
+
+    def _counted(self, handle: UnaryHandler) -> UnaryHandler:
+        """``handle``, seen by :meth:`stop`."""
+
+        async def counted(payload: bytes, context: Context) -> bytes:
+            self._begun += 1
+            self._running += 1
+            try:
+                return await handle(payload, context)
+            finally:
+                self._running -= 1
+
+        return counted
 
     async def _model_infer(self, payload: bytes, context: Context) -> bytes:
         # None without a deadline, which the stubs leave out.
@@ -98,9 +127,14 @@ class GrpcioTransport:
             if ticket is not None:
                 ticket.cancel()
             raise
-        if isinstance(response, ServingError):
-            await context.abort(code_of(response), text_of(response))
-        return response
+        return await _answer("ModelInfer", response, context)
+
+
+async def _answer(rpc: str, response: bytes | ServingError, context: Context) -> bytes:
+    """Return the response, or end the call with the error's status."""
+    if isinstance(response, ServingError):
+        await context.abort(code_of(response, rpc), text_of(response))
+    return response
 
 
 def _resolve(outcome: "asyncio.Future[bytes | ServingError]", response: bytes | ServingError) -> None:
@@ -109,31 +143,36 @@ def _resolve(outcome: "asyncio.Future[bytes | ServingError]", response: bytes | 
         outcome.set_result(response)
 
 
-def _unary(name: str, method: Callable[[bytes], bytes]) -> UnaryHandler:
+def _direct(rpc: str, method: Callable[[bytes], bytes]) -> UnaryHandler:
     """A handler for an RPC that answers at once."""
 
     async def handle(payload: bytes, context: Context) -> bytes:
-        response = _call(name, method, payload)
-        if isinstance(response, ServingError):
-            await context.abort(code_of(response), text_of(response))
-        return response
+        return await _answer(rpc, _call(rpc, method, payload), context)
 
     return handle
 
 
-def _call(name: str, method: Callable[[bytes], bytes], payload: bytes) -> bytes | ServingError:
+def _blocking(rpc: str, method: Callable[[bytes], bytes]) -> UnaryHandler:
+    """A handler for an RPC that takes its time: on a thread, so that nothing else waits for it."""
+
+    async def handle(payload: bytes, context: Context) -> bytes:
+        return await _answer(rpc, await asyncio.to_thread(_call, rpc, method, payload), context)
+
+    return handle
+
+
+def _call(rpc: str, method: Callable[[bytes], bytes], payload: bytes) -> bytes | ServingError:
     try:
         return method(payload)
     except ServingError as exc:
         return exc
     except Exception:
-        log.exception("%s failed", name)
+        log.exception("%s failed", rpc)
         return InternalError()
 
 
-def _unimplemented(name: str) -> UnaryHandler:
+def _unimplemented(rpc: str) -> UnaryHandler:
     async def handle(_: bytes, context: Context) -> bytes:
-        error = Unsupported(f"{name} is not built yet; this server answers ModelInfer, metadata, config and readiness")
-        await context.abort(code_of(error), text_of(error))
+        return await _answer(rpc, Unsupported(f"{rpc} is not built yet"), context)
 
     return handle

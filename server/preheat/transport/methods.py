@@ -7,11 +7,16 @@ from typing import TypeAlias, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from preheat.engine import Engine, Ticket
-from preheat.errors import InternalError, InvalidRequest, ServingError
+from preheat.errors import InternalError, InvalidRequest, ServingError, Unsupported
 from preheat.messages import InferResponse
 from preheat.protocol import grpc_service_pb2 as pb
 from preheat.protocol.codec import decode_request, encode_response
-from preheat.protocol.metadata import encode_model_metadata, encode_server_metadata
+from preheat.protocol.metadata import (
+    encode_index,
+    encode_model_metadata,
+    encode_server_metadata,
+    encode_statistics,
+)
 from preheat.scheduling.pending import Answer
 
 log = logging.getLogger(__name__)
@@ -31,6 +36,10 @@ def infer(engine: Engine, payload: bytes, *, deadline_s: float | None, respond: 
     except ServingError as exc:
         respond(exc)
         return None
+    except Exception:
+        log.exception("a ModelInfer request could not be decoded")
+        respond(InternalError())
+        return None
     return engine.submit(request, lambda answer: respond(_encode(answer)))
 
 
@@ -49,6 +58,8 @@ class ControlMethods:
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
         }
 
     def _server_live(self, payload: bytes) -> bytes:
@@ -76,6 +87,51 @@ class ControlMethods:
         return pb.ModelConfigResponse(
             config=self._engine.model_config(request.name, request.version)
         ).SerializeToString()
+
+    def _model_statistics(self, payload: bytes) -> bytes:
+        request = _parse(pb.ModelStatisticsRequest(), payload)
+        return encode_statistics(self._engine.statistics(request.name, request.version)).SerializeToString()
+
+    def _repository_index(self, payload: bytes) -> bytes:
+        request = _parse(pb.RepositoryIndexRequest(), payload)
+        _refuse_repository_name(request.repository_name)
+        return encode_index(self._engine.index(ready_only=request.ready)).SerializeToString()
+
+
+class BlockingMethods:
+    """The RPCs that take their time, for a thread of their own. They raise ServingError."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def table(self) -> Mapping[str, Callable[[bytes], bytes]]:
+        """The methods by RPC name."""
+        return {"RepositoryModelLoad": self._load, "RepositoryModelUnload": self._unload}
+
+    def _load(self, payload: bytes) -> bytes:
+        request = _parse(pb.RepositoryModelLoadRequest(), payload)
+        _refuse_repository_name(request.repository_name)
+        for key in request.parameters:
+            if key == "config" or key.startswith("file:"):
+                raise Unsupported(f"load parameter '{key}': models are loaded as they are in the repository")
+            raise InvalidRequest(f"unrecognized load parameter '{key}'.")
+        self._engine.load(request.model_name)
+        return pb.RepositoryModelLoadResponse().SerializeToString()
+
+    def _unload(self, payload: bytes) -> bytes:
+        request = _parse(pb.RepositoryModelUnloadRequest(), payload)
+        _refuse_repository_name(request.repository_name)
+        for key in request.parameters:
+            # There are no ensembles, so no model has dependents.
+            if key != "unload_dependents":
+                raise InvalidRequest(f"unrecognized unload parameter '{key}'.")
+        self._engine.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse().SerializeToString()
+
+
+def _refuse_repository_name(name: str) -> None:
+    if name:
+        raise Unsupported("'repository_name' specification is not supported")
 
 
 def _encode(answer: Answer) -> bytes | ServingError:

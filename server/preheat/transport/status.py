@@ -1,4 +1,4 @@
-"""The gRPC status of each error: one table, with exceptions by RPC."""
+"""The gRPC status of each error: one table, and the few errors whose code depends on the RPC."""
 
 from grpc import StatusCode
 
@@ -14,6 +14,7 @@ from preheat.errors import (
     RequestTimeout,
     ServerStopping,
     ServingError,
+    Unavailable,
     Unsupported,
 )
 
@@ -22,6 +23,7 @@ _CODES: dict[type[ServingError], StatusCode] = {
     InvalidRequest: StatusCode.INVALID_ARGUMENT,
     ModelNotFound: StatusCode.NOT_FOUND,
     ModelUnavailable: StatusCode.UNAVAILABLE,
+    Unavailable: StatusCode.UNAVAILABLE,
     QueueFull: StatusCode.UNAVAILABLE,
     RequestTimeout: StatusCode.UNAVAILABLE,
     RequestCancelled: StatusCode.CANCELLED,
@@ -31,13 +33,23 @@ _CODES: dict[type[ServingError], StatusCode] = {
     InternalError: StatusCode.INTERNAL,
     LoadFailed: StatusCode.INVALID_ARGUMENT,
 }
+_CODES_BY_RPC: dict[tuple[str, type[ServingError]], StatusCode] = {
+    ("ModelStatistics", ModelNotFound): StatusCode.INVALID_ARGUMENT,
+    ("ModelStatistics", ModelUnavailable): StatusCode.INVALID_ARGUMENT,
+    ("RepositoryModelLoad", ModelNotFound): StatusCode.INTERNAL,
+    ("RepositoryModelUnload", ModelNotFound): StatusCode.INTERNAL,
+}
 # A status travels in a header, which peers limit to 8 KiB, and non-ASCII characters take up to 12 bytes there.
 _MAX_TEXT = 600
 
 
-def code_of(error: ServingError) -> StatusCode:
-    """The status code of ``error``, by its nearest class in the table."""
-    return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), StatusCode.INTERNAL)
+def code_of(error: ServingError, rpc: str) -> StatusCode:
+    """The status code of ``error`` on ``rpc``, by its nearest class in the tables."""
+    for kind in type(error).__mro__:
+        code = _CODES_BY_RPC.get((rpc, kind)) or _CODES.get(kind)
+        if code is not None:
+            return code
+    return StatusCode.INTERNAL
 
 
 def text_of(error: ServingError) -> str:

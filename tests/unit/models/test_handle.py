@@ -15,6 +15,7 @@ from tests.unit.builders import (
     Recording,
     Replies,
     background,
+    life,
     loader_of,
     model_folder,
     raise_,
@@ -58,7 +59,7 @@ def serving(
     """A warm version of ``model``; closed when this ends."""
     backend = PlannedBackend(lambda _: model)
     loader = loader_of(backend, events=events, max_queue_requests=max_queue_requests)
-    handle = loader.load(model_folder(repository, config=config), 1).handle
+    handle = loader.load(model_folder(repository, config=config), life()).handle
     model.calls.clear()
     try:
         yield handle
@@ -268,7 +269,7 @@ def test_metadata_of_a_model_without_a_batch_axis_adds_none_and_says_what_varies
     axes = (Dimension("seq", 1, 9), Dimension.fixed(2))
     artifact = PartialConfig((TensorSpec("x", DataType.FP32, axes),), (TensorSpec("y", DataType.FP32, axes),))
     loader = loader_of(PlannedBackend(lambda _: Recording(), artifact=artifact))
-    handle = loader.load(model_folder(tmp_path, config='platform: "planned"'), 1).handle
+    handle = loader.load(model_folder(tmp_path, config='platform: "planned"'), life()).handle
     metadata = handle.metadata([1])
     handle.close()
     assert metadata.inputs == (TensorMetadata("x", DataType.FP32, (-1, 2)),)

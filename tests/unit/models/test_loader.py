@@ -11,6 +11,7 @@ from tests.unit.builders import (
     PlannedBackend,
     Recording,
     Replies,
+    life,
     loader_of,
     model_folder,
     parameters_text,
@@ -22,9 +23,9 @@ from tests.unit.builders import (
 )
 
 from preheat.backend import Backend, Instance, Model, ModelSource, Outcome, Request, RequestSession, Response
-from preheat.errors import BackendMissing, InvalidArtifact, InvalidConfig, LoadFailed, QueueFull
+from preheat.errors import BackendMissing, InvalidArtifact, InvalidConfig, LoadFailed, QueueFull, reason_of
 from preheat.models.handle import Handle
-from preheat.models.loader import Loaded, reason_of
+from preheat.models.loader import Loaded
 from preheat.telemetry.events import VersionLoaded
 
 TWO_INSTANCES = f"{ECHO_CONFIG} instance_group {{ count: 2 }}"
@@ -38,7 +39,7 @@ model_warmup {
 
 
 def load(repository: Path, backend: Backend, *, config: str = ECHO_CONFIG) -> Loaded:
-    return loader_of(backend).load(model_folder(repository, config=config), 1)
+    return loader_of(backend).load(model_folder(repository, config=config), life())
 
 
 def close(handle: Handle) -> None:
@@ -127,7 +128,7 @@ def test_the_queue_is_as_long_as_the_configuration_says_or_else_the_server(
     tmp_path: Path, batching: str, expected: int
 ) -> None:
     loader = loader_of(PlannedBackend(lambda _: Recording()), max_queue_requests=5)
-    handle = loader.load(model_folder(tmp_path, config=ECHO_CONFIG + batching), 1).handle
+    handle = loader.load(model_folder(tmp_path, config=ECHO_CONFIG + batching), life()).handle
     # The reply runs on the only worker, so nothing leaves the queue meanwhile.
     full: list[bool] = []
     done = Replies()
@@ -226,7 +227,7 @@ def test_a_device_that_cannot_load_frees_what_the_others_loaded(tmp_path: Path, 
 
 def test_a_failed_warm_up_says_where_and_why(tmp_path: Path) -> None:
     model = Recording(do=lambda batch: raise_(RuntimeError("no memory")) if len(batch) == 4 else None)
-    with pytest.raises(LoadFailed, match=r"^warm-up of m/1 instance 0 failed at batch 4: no memory$"):
+    with pytest.raises(LoadFailed, match=r"^warm-up of m/1 instance 0 failed at batch 4: RuntimeError: no memory$"):
         load(tmp_path, PlannedBackend(lambda _: model))
 
 
@@ -263,6 +264,6 @@ def test_the_reason_of_a_failed_load_names_errors_that_are_not_ours(error: BaseE
 
 def test_loading_states_no_event_of_its_own(tmp_path: Path) -> None:
     events = Events()
-    loaded = loader_of(PlannedBackend(lambda _: Recording()), events=events).load(model_folder(tmp_path), 1)
+    loaded = loader_of(PlannedBackend(lambda _: Recording()), events=events).load(model_folder(tmp_path), life())
     close(loaded.handle)
     assert events.seen == []

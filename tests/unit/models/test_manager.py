@@ -26,6 +26,7 @@ from tests.unit.builders import (
 from preheat.backend import Model, ModelSource
 from preheat.errors import InvalidArtifact, ModelNotFound, ServerStopping
 from preheat.messages import InferResponse
+from preheat.models.lifecycle import State
 from preheat.models.manager import ModelManager, Unloaded
 from preheat.models.registry import Registry
 from preheat.repository.scan import scan
@@ -40,7 +41,9 @@ class Stack:
         self.registry = Registry(observer=self.events)
         self.models = models
         loader = loader_of(PlannedBackend(self._make), events=self.events)
-        self.manager = ModelManager(self.registry, loader, concurrency=concurrency, observer=self.events)
+        self.manager = ModelManager(
+            self.registry, loader, repositories=[repository], concurrency=concurrency, observer=self.events
+        )
         self.repository = repository
 
     def up(self) -> "Stack":
@@ -68,7 +71,7 @@ def test_every_model_is_known_and_not_ready_before_any_is_loaded(tmp_path: Path)
     write_model(tmp_path, "b", config="nonsense")
     stack = Stack(tmp_path, {})
     jobs = stack.manager.declare(scan([tmp_path]))
-    assert [(job.folder.configuration.name, job.version) for job in jobs] == [("a", 2)]
+    assert [(job.lifecycle.model, job.lifecycle.version) for job in jobs] == [("a", 2)]
     assert stack.states("a") == ["LOADING"]
     assert stack.states("b") == ["FAILED"]
     assert not stack.registry.all_ready()
@@ -83,7 +86,7 @@ def test_one_models_failure_is_its_own(tmp_path: Path, error: BaseException, cap
     good = Recording()
     stack = Stack(tmp_path, {"bad": error, "good": good}).up()
     assert isinstance(stack.ask("good", 1).wait(), InferResponse)
-    assert stack.registry.failures() == ["bad/1", "broken"]
+    assert [row.model for row in stack.registry.index() if row.state is State.FAILED] == ["bad", "broken"]
     assert not stack.registry.all_ready()
     with pytest.raises(ModelNotFound, match=str(error)):
         stack.registry.find("bad", "")

@@ -20,10 +20,8 @@ from preheat.telemetry.events import Event, StateChanged
 COMPLETED = complete(parse_configuration(ECHO_CONFIG, Path("repository/m")), PartialConfig())
 
 
-def handle(model: str = "m", version: int = 1) -> Handle:
-    """A handle without workers: nothing is sent to it here."""
-    queue = RequestQueue(BatchLimits(max_rows=8), max_requests=1, max_bytes=1)
-    return Handle(model, version, completed=COMPLETED, engines=Engines((), (), queue), observer=lambda _: None)
+def queue() -> RequestQueue:
+    return RequestQueue(BatchLimits(max_rows=8), max_requests=1, max_bytes=1)
 
 
 def make(observer: Callable[[Event], None] = lambda _: None) -> Registry:
@@ -31,9 +29,11 @@ def make(observer: Callable[[Event], None] = lambda _: None) -> Registry:
 
 
 def publish(registry: Registry, model: str = "m", version: int = 1) -> tuple[Handle, Lifecycle]:
-    made, lifecycle = handle(model, version), registry.begin(model, version)
-    registry.publish(made, lifecycle)
-    return made, lifecycle
+    made = Handle(
+        registry.begin(model, version), completed=COMPLETED, engines=Engines((), (), queue()), observer=lambda _: None
+    )
+    registry.publish(made)
+    return made, made.lifecycle
 
 
 def explanation(registry: Registry, model: str, version: str, kind: type[Exception]) -> str:
@@ -50,7 +50,7 @@ def test_a_version_is_found_by_its_number_and_the_newest_without_one() -> None:
     assert registry.find("m", "1") is first
     assert registry.find("m", "2") is second
     assert registry.find("m", "") is tenth
-    assert registry.ready_versions("m") == [1, 2, 10]
+    assert registry.handles_of("m") == [first, second, tenth]
     assert registry.handles() == [first, second, tenth]
 
 
@@ -60,7 +60,7 @@ def test_models_of_other_names_are_kept_apart() -> None:
     theirs, _ = publish(registry, "b")
     registry.retire(theirs)
     assert registry.find("a", "") is ours
-    assert registry.ready_versions("b") == []
+    assert registry.handles_of("b") == []
 
 
 def test_ready_is_announced_when_requests_can_already_be_served() -> None:
@@ -84,7 +84,7 @@ def test_draining_is_announced_while_requests_can_still_be_served() -> None:
 
     registry = make(look)
     made, lifecycle = publish(registry)
-    assert registry.retire(made) is lifecycle
+    registry.retire(made)
     assert found == [made]
     assert lifecycle.state is State.DRAINING
     assert not registry.is_ready("m", "")
@@ -188,12 +188,44 @@ def test_failures_name_models_that_could_not_be_tried_and_versions_that_failed()
     publish(registry, "good")
     registry.begin("worse", 3).move_to(State.FAILED, "why")
     registry.mark_broken("bad", "why")
-    assert registry.failures() == ["bad", "worse/3"]
+    failed = [(row.model, row.version) for row in registry.index() if row.state is State.FAILED]
+    assert failed == [("bad", None), ("worse", 3)]
 
 
 def test_a_version_loaded_again_begins_a_life_of_its_own() -> None:
     registry = make()
-    old, _ = publish(registry)
-    registry.retire(old).move_to(State.UNLOADED)
+    old, lifecycle = publish(registry)
+    registry.retire(old)
+    lifecycle.move_to(State.UNLOADED)
     new, _ = publish(registry)
     assert registry.find("m", "1") is new
+
+
+def test_a_successor_takes_over_in_one_step_and_its_predecessor_falls_silent() -> None:
+    seen: list[Event] = []
+    registry = make(seen.append)
+    old, _ = publish(registry)
+    new, _ = publish(registry)
+    assert registry.find("m", "1") is new
+    seen.clear()
+    old.lifecycle.move_to(State.DRAINING)
+    assert seen == []
+    assert [row.state for row in registry.index()] == [State.READY]
+
+
+def test_a_version_that_is_served_stays_ready_while_its_successor_loads() -> None:
+    registry = make()
+    publish(registry)
+    registry.begin("m", 1)
+    assert registry.all_ready()
+    assert [row.state for row in registry.index()] == [State.READY]
+
+
+def test_a_model_that_was_given_up_no_longer_keeps_the_server_from_being_ready() -> None:
+    registry = make()
+    registry.begin("worse", 3).move_to(State.FAILED, "why")
+    registry.mark_broken("bad", "why")
+    for model in ("worse", "bad"):
+        assert registry.knows(model)
+        registry.forget_failures(model)
+    assert registry.all_ready()

@@ -221,10 +221,22 @@ def test_a_bound_in_the_file_narrows_an_axis_that_the_artifact_names(declared: s
 
 
 @pytest.mark.parametrize("declared", ["", INPUTS], ids=["undeclared", "declared"])
-def test_names_in_the_file_go_to_the_axes_of_a_tensor(declared: str) -> None:
+def test_a_name_in_the_file_goes_to_all_axes_that_the_artifact_ties_together(declared: str) -> None:
     names = parameters_text({"preheat.shape.ids": "length", "preheat.dimension.length": "1..99"})
     made = completed(f"max_batch_size: 8 {declared}" + names)
-    assert (shape(made, "ids"), shape(made, "mask")) == ((Dimension("length", 1, 99),), (SEQ,))
+    assert shape(made, "ids") == shape(made, "mask") == (Dimension("length", 1, 99),)
+
+
+def test_two_names_for_axes_that_the_artifact_ties_together_are_refused() -> None:
+    names = parameters_text({"preheat.shape.ids": "length", "preheat.shape.mask": "width"})
+    with pytest.raises(InvalidConfig, match=r"preheat\.shape\.mask: 'width': .* use one name"):
+        completed("max_batch_size: 8" + names)
+
+
+def test_a_size_fixed_for_one_axis_is_fixed_for_those_tied_to_it() -> None:
+    fixed = INPUTS.replace("dims: [ -1 ]", "dims: [ 16 ]", 1)
+    made = completed(f"max_batch_size: 8 {fixed}")
+    assert [axis.size for name in ("ids", "mask") for axis in shape(made, name)] == [16, 16]
 
 
 @st.composite

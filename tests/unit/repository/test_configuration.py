@@ -85,9 +85,6 @@ def test_a_variable_input_has_at_least_one_element() -> None:
     [
         ('backend: "onnxruntime"', "onnxruntime"),
         ('platform: "onnxruntime_onnx"', "onnxruntime"),
-        ('platform: "pytorch_libtorch"', "torchscript"),
-        ('backend: "pytorch"', "torchscript"),
-        ('platform: "tensorrt_plan"', "tensorrt"),
         ('backend: "eager" platform: "onnxruntime_onnx"', "eager"),
         ('backend: "anything_else"', "anything_else"),
     ],
@@ -101,8 +98,7 @@ def test_tritons_names_for_a_backend_are_ours(text: str, expected: str) -> None:
     [
         ("model.onnx", None, "onnxruntime"),
         ("model.pt2", None, "eager"),
-        ("model.pt", "max_batch_size: 4", "torchscript"),
-        ("model.plan", None, "tensorrt"),
+        ("model.onnx", "max_batch_size: 4", "onnxruntime"),
         ("model.pt2", 'default_model_filename: "model.pt2"', "eager"),
     ],
 )

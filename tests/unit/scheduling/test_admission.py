@@ -117,6 +117,10 @@ def test_a_model_without_a_batch_axis_takes_whole_shapes_as_one_row() -> None:
             ["'words'", "expected 1 elements, got 2"],
         ),
         (
+            with_inputs(IDS, MASK, replace(words(b"a", b"b"), data=b"\x01\0\0\0a")),
+            ["'words'", "expected 2 elements, got 1"],
+        ),
+        (
             with_inputs(IDS, MASK, replace(words(b"ab"), data=b"\xff\xff\xff\xffab")),
             ["'words'", "4294967295 bytes announced"],
         ),

@@ -271,7 +271,7 @@ def test_outcomes_that_are_not_as_many_as_the_requests_fail_them_all(surplus: in
         # What a careless model may return, against its types.
         (None, ExecutionFailed, "answered a request with a NoneType"),
         ({"y": rows_of(1)}, ExecutionFailed, "answered a request with a dict"),
-        (Response(None), ExecutionFailed, "m"),
+        (Response(cast("Tensors", None)), ExecutionFailed, "m"),
         (Response({"y": cast("Array", [[1.0, 1.0]])}), ExecutionFailed, "output 'y' of model 'm' is no array: list"),
     ],
 )

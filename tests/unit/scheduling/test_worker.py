@@ -19,7 +19,7 @@ from tests.unit.builders import (
 )
 
 from preheat.backend import Instance, Model, Session
-from preheat.errors import ExecutionFailed, InternalError, LoadFailed, RequestTimeout
+from preheat.errors import ExecutionFailed, InternalError, LoadFailed, RequestTimeout, reason_of
 from preheat.messages import InferResponse
 from preheat.scheduling.batching import BatchLimits
 from preheat.scheduling.execution import Executor
@@ -102,7 +102,7 @@ def test_a_warm_up_that_fails_names_the_instance_and_the_bucket_and_closes_the_s
         failure = worker.warm.exception(PATIENCE_S)
         assert worker.join(PATIENCE_S)
     assert isinstance(failure, LoadFailed)
-    assert str(failure) == f"warm-up of m/1 instance 0 failed at batch 2: {error}"
+    assert str(failure) == f"warm-up of m/1 instance 0 failed at batch 2: {reason_of(error)}"
     assert model.names == ["open", "infer 4", "infer 2", "close session"]
 
 

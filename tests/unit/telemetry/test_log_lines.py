@@ -31,7 +31,7 @@ def test_a_model_leaves_a_line(event: Event, level: str, line: str, caplog: pyte
 
 
 @pytest.mark.parametrize(
-    "event", [BatchExecuted("m", 1, 1, [0.0], [0.0], 0.0, 0.0, 0.0), RequestFailed("m", 1, FailureReason.OTHER)]
+    "event", [BatchExecuted("m", 1, 1, [0.0], [0.0], 0.0, 0.0, 0.0), RequestFailed("m", 1, FailureReason.OTHER, 0.5)]
 )
 def test_requests_leave_none(event: Event, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):

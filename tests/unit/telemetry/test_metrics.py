@@ -42,7 +42,7 @@ def busy_statistics() -> Statistics:
         StateChanged("bert", 3, "READY", ""),
         VersionLoaded("bert", 3, "eager", ["cpu"], 2.0, 0.5),
         BatchExecuted("bert", 3, 5, [0.25, 0.5], [1.0, 2.0], 0.125, 0.25, 0.5),
-        RequestFailed("bert", 3, FailureReason.CANCELED),
+        RequestFailed("bert", 3, FailureReason.CANCELED, 0.5),
         # No version of it could be tried.
         StateChanged("broken", 0, "FAILED", "no config"),
     ):

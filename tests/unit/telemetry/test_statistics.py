@@ -1,5 +1,6 @@
 """The one aggregate: what goes in adds up, and a snapshot is nobody else's."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_value_is_counted_in_the_first_bucket_whose_bound_it_does_not_exceed(
 
 @pytest.mark.parametrize("reason", FailureReason)
 def test_a_failure_is_counted_under_its_reason_and_is_no_request_that_succeeded(reason: FailureReason) -> None:
-    version = counted(RequestFailed("m", 1, reason), RequestFailed("m", 1, reason))
+    version = counted(RequestFailed("m", 1, reason, 0.5), RequestFailed("m", 1, reason, 0.5))
     assert version.failures == {each: 2 * (each is reason) for each in FailureReason}
     assert version.requests == 0
 
@@ -84,7 +85,7 @@ def test_the_state_and_the_times_of_loading_are_those_last_said() -> None:
 
 
 def test_the_last_inference_is_told_in_milliseconds_of_this_age() -> None:
-    assert counted(RequestFailed("m", 1, FailureReason.OTHER)).last_inference_ms == 0
+    assert counted(RequestFailed("m", 1, FailureReason.OTHER, 0.5)).last_inference_ms == 0
     # 2020 to 2100.
     assert 1_577_000_000_000 < counted(executed()).last_inference_ms < 4_102_000_000_000
 
@@ -92,17 +93,18 @@ def test_the_last_inference_is_told_in_milliseconds_of_this_age() -> None:
 def test_versions_and_models_are_counted_apart_and_listed_in_order() -> None:
     statistics = Statistics()
     for model, version in (("b", 1), ("a", 10), ("a", 2)):
-        statistics.observe(RequestFailed(model, version, FailureReason.OTHER))
+        statistics.observe(RequestFailed(model, version, FailureReason.OTHER, 0.5))
     assert list(statistics.snapshot()) == [("a", 2), ("a", 10), ("b", 1)]
 
 
 def test_a_snapshot_changes_no_more() -> None:
     statistics = Statistics()
     statistics.observe(executed())
-    before, untouched = statistics.snapshot(), statistics.snapshot()
+    before = statistics.snapshot()
+    remembered = copy.deepcopy(before)
     statistics.observe(executed())
-    statistics.observe(RequestFailed("m", 1, FailureReason.OTHER))
-    assert before == untouched
+    statistics.observe(RequestFailed("m", 1, FailureReason.OTHER, 0.5))
+    assert before == remembered
     assert statistics.snapshot() != before
 
 

@@ -8,7 +8,7 @@ from contextvars import Context
 from functools import partial
 
 import pytest
-from tests.unit.builders import PATIENCE_S
+from tests.unit.builders import PATIENCE_S, raise_
 
 from preheat.transport.mailbox import Mailbox
 
@@ -76,6 +76,20 @@ def test_a_letter_that_posts_another_has_it_read_too() -> None:
         read = asyncio.Event()
         mailbox.post(lambda: mailbox.post(read.set))
         await asyncio.wait_for(read.wait(), PATIENCE_S)
+
+    asyncio.run(scenario())
+
+
+def test_a_letter_that_raises_does_not_keep_later_ones_from_being_read() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        raised: list[object] = []
+        loop.set_exception_handler(lambda _, context: raised.append(context["exception"]))
+        mailbox = Mailbox(loop)
+        mailbox.post(lambda: raise_(ValueError("no such letter")))
+        await asyncio.sleep(0)
+        await deliver(mailbox)
+        assert [str(each) for each in raised] == ["no such letter"]
 
     asyncio.run(scenario())
 

@@ -17,13 +17,14 @@ from tests.unit.builders import (
     Gate,
     PlannedBackend,
     Recording,
+    engine_over,
     loader_of,
     model_folder,
     rows_of,
 )
 
 from preheat.backend import Instance, Model, Session, TensorSession
-from preheat.engine import Engine, Phase
+from preheat.engine import Phase
 from preheat.errors import InternalError, InvalidRequest, ModelNotFound, RequestCancelled, ServerStopping, ServingError
 from preheat.models.registry import Registry
 from preheat.protocol import grpc_service_pb2 as pb
@@ -38,10 +39,11 @@ class Served:
 
     def __init__(self, repository: Path, model: Model, *, config: str = ECHO_CONFIG) -> None:
         registry = Registry(observer=lambda _: None)
-        self.engine = Engine(registry, name="cats")
         folder = model_folder(repository, config=config, versions=(3,))
-        self.handle = loader_of(PlannedBackend(lambda _: model)).load(folder, 3).handle
-        registry.publish(self.handle, registry.begin("m", 3))
+        loader = loader_of(PlannedBackend(lambda _: model))
+        self.engine = engine_over(registry, loader, repository)
+        self.handle = loader.load(folder, registry.begin("m", 3)).handle
+        registry.publish(self.handle)
         self.control = ControlMethods(self.engine).table()
         self.responses: queue.SimpleQueue[bytes | ServingError] = queue.SimpleQueue()
 

@@ -34,8 +34,8 @@ def descendants(kind: type[ServingError]) -> Iterator[type[ServingError]]:
 
 
 def test_every_error_has_its_code() -> None:
-    assert {kind: code_of(kind("x")) for kind in CODES} == CODES
-    assert code_of(errors.InternalError()) is StatusCode.INTERNAL
+    assert {kind: code_of(kind("x"), "ModelInfer") for kind in CODES} == CODES
+    assert code_of(errors.InternalError(), "ModelInfer") is StatusCode.INTERNAL
     assert set(descendants(ServingError)) == {*CODES, errors.InternalError}
 
 
@@ -48,12 +48,12 @@ class OutOfCoffee(ServingError):
 
 
 def test_an_error_of_a_plugin_has_the_code_of_what_it_derives_from() -> None:
-    assert code_of(OutOfTokens("x")) is StatusCode.INTERNAL
+    assert code_of(OutOfTokens("x"), "ModelInfer") is StatusCode.INTERNAL
 
 
 @pytest.mark.parametrize("error", [ServingError("x"), OutOfCoffee("x")])
 def test_an_error_of_no_kind_we_know_is_internal(error: ServingError) -> None:
-    assert code_of(error) is StatusCode.INTERNAL
+    assert code_of(error, "ModelInfer") is StatusCode.INTERNAL
 
 
 @pytest.mark.parametrize("length", [0, 1, 600])
