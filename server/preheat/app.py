@@ -18,7 +18,9 @@ from preheat.plugins import load_backend
 from preheat.repository.scan import BrokenModel, ModelFolder, scan
 from preheat.settings import InvalidSetting, Settings
 from preheat.telemetry.events import Event, StateChanged, broadcast
+from preheat.telemetry.gpu import GpuCollector
 from preheat.telemetry.log_lines import log_event
+from preheat.telemetry.machine import MachineCollector
 from preheat.telemetry.metrics import MetricsServer, StatisticsCollector
 from preheat.telemetry.statistics import Statistics
 from preheat.transport.grpcio import GrpcioTransport
@@ -65,7 +67,11 @@ class Server:
         """
         host = self._settings.host
         metrics = MetricsServer(
-            StatisticsCollector(self._statistics, self._waiting), host=host, port=self._settings.metrics_port
+            StatisticsCollector(self._statistics, self._waiting),
+            MachineCollector(),
+            GpuCollector(),
+            host=host,
+            port=self._settings.metrics_port,
         )
         try:
             port = await self._transport.start()
@@ -150,10 +156,11 @@ def _wanted(settings: Settings) -> Mapping[str, ModelFolder | BrokenModel]:
         if settings.load_models:
             raise InvalidSetting("--load-models: needs --model-control-mode explicit; otherwise every model is loaded")
         return found
-    for name in settings.load_models:
+    names = settings.load_models.split(",") if settings.load_models else []
+    for name in names:
         if name not in found:
             raise InvalidSetting(f"--load-models: {name!r}: no such model; there are {', '.join(found)}")
-    return {name: found[name] for name in settings.load_models}
+    return {name: found[name] for name in names}
 
 
 async def serve(settings: Settings) -> bool:

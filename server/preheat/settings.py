@@ -49,8 +49,11 @@ def _control_mode(text: str) -> str:
     return text
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def _names(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    if text and not all(names):
+        raise ValueError("must be names separated by commas")
+    return ",".join(names)
 
 
 def _level(text: str) -> str:
@@ -86,8 +89,8 @@ class Settings:
         _control_mode,
         "none: load every model once, at the start; explicit: load --load-models, and what clients ask for by RPC",
     )
-    load_models: tuple[str, ...] = _setting(
-        (), _names, "with explicit control, the models to load at the start, separated by commas"
+    load_models: str = _setting(
+        "", _names, "with explicit control, the models to load at the start, separated by commas"
     )
     load_concurrency: int = _setting(
         max(1, min(4, os.cpu_count() or 1)), _count, "how many model versions are loaded at a time"

@@ -60,7 +60,7 @@ def test_a_second_server_on_the_port_of_a_first_does_not_share_its_traffic(tmp_p
     ("flag", "value", "allowed"),
     [
         ("--grpc-port", "70000", "1 to 65535"),
-        ("--exit-timeout-seconds", "nan", "0 or more"),
+        ("--exit-timeout-seconds", "nan", "from 0 to 86400"),
         ("--log-level", "loud", "debug, info, warning, error"),
         ("--host", " ", "not be empty"),
     ],

@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 ANSWERED = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelInfer",
+    "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",
 )  # fmt: skip
 UNIMPLEMENTED = [method.name for method in SERVICE.methods if method.name not in ANSWERED]
 GARBAGE = b"\xff\xff\xff\xff garbage"

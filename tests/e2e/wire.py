@@ -6,6 +6,7 @@ from typing import Any, Self, TypeAlias, cast
 
 import grpc
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from tests.e2e.server_process import LIMIT_S
 from tritonclient.grpc import service_pb2 as pb
 
@@ -88,6 +89,22 @@ class Wire:
         watch: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(f"{_HEALTH}/Watch")
         for answer in watch(health_pb2.HealthCheckRequest().SerializeToString(), timeout=LIMIT_S):
             yield health_pb2.HealthCheckResponse.FromString(answer).status
+
+    def reflected_services(self) -> list[str]:
+        """The services that server reflection lists."""
+        answer = self._reflect(reflection_pb2.ServerReflectionRequest(list_services=""))
+        return [service.name for service in answer.list_services_response.service]
+
+    def reflected_file(self, symbol: str) -> bytes:
+        """The file, as server reflection has it, that declares ``symbol``."""
+        answer = self._reflect(reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol))
+        return b"".join(answer.file_descriptor_response.file_descriptor_proto)
+
+    def _reflect(self, request: reflection_pb2.ServerReflectionRequest) -> reflection_pb2.ServerReflectionResponse:
+        method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(method)
+        answer = next(iter(stream(iter([request.SerializeToString()]), timeout=LIMIT_S)))
+        return reflection_pb2.ServerReflectionResponse.FromString(answer)
 
     def _unary(self, method: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
         return self._channel.unary_unary(method)

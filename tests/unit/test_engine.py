@@ -87,7 +87,7 @@ def test_a_request_is_answered_by_its_version_or_the_newest_and_told_which(
         ({"version": "4"}, ModelUnavailable),
         ({"version": "x"}, InvalidRequest),
         ({"inputs": ()}, InvalidRequest),
-        ({"parameters": {"triton_enable_empty_final_response": True}}, InvalidRequest),
+        ({"parameters": {"triton_enable_empty_final_response": 1}}, InvalidRequest),
     ],
 )
 def test_what_cannot_be_served_is_answered_at_once_with_why(

@@ -18,11 +18,17 @@ def test_bytes_become_an_array_and_the_same_bytes_again_at_any_alignment(
     datatype: DataType, shape: tuple[int, ...], data: st.DataObject, offset: int
 ) -> None:
     size = int(np.prod(shape, dtype=int)) * (datatype.itemsize or 0)
-    raw = data.draw(st.binary(min_size=size, max_size=size))
+    element = st.integers(0, 1 if datatype is DataType.BOOL else 255)
+    raw = bytes(data.draw(st.lists(element, min_size=size, max_size=size)))
     array = from_raw(datatype, shape, memoryview(bytes(offset) + raw)[offset:])
     assert (array.dtype, array.shape) == (datatype.numpy, shape)
     assert array.flags.aligned
     assert to_raw(array) == raw
+
+
+def test_a_byte_that_is_no_boolean_is_refused_since_engines_may_count_with_it() -> None:
+    with pytest.raises(ValueError, match="a BOOL must be 0 or 1"):
+        from_raw(DataType.BOOL, (3,), b"\x00\x01\xff")
 
 
 @given(hnp.arrays(np.object_, shapes, elements=st.binary(max_size=5)))

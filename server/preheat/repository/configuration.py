@@ -26,7 +26,7 @@ BACKEND_OF_ARTIFACT = {
     "model.onnx": "onnxruntime",
     "model.pt2": "eager",
 }
-_MAX_DELAY_US = 60_000_000
+_MAX_DELAY_US = 3_600_000_000
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -162,7 +162,7 @@ def _batching(proto: pb.ModelConfig, file: Path) -> BatchingPolicy | None:
     if delay_us > _MAX_DELAY_US:
         raise InvalidConfig(
             f"{file}: dynamic_batching: max_queue_delay_microseconds: {delay_us}: must be at most {_MAX_DELAY_US}, "
-            "one minute"
+            "one hour"
         )
     return BatchingPolicy(
         preferred,

@@ -53,6 +53,8 @@ class OutputCheck:
         ``rows`` is the batch axis of ``inputs``, None for a model without one. Named dimensions of outputs must have
         the sizes that they have in ``inputs``.
         """
+        if not isinstance(outputs, Mapping):
+            raise ExecutionFailed(f"model '{self._model}' gave {type(outputs).__name__} instead of outputs")
         sizes = self._named_sizes(inputs)
         return {
             spec.name: self._check_one(spec, outputs.get(spec.name), rows, sizes)

@@ -137,9 +137,8 @@ class Executor:
         """One request's outcome as its answer; a bad outcome is that request's error alone."""
         if isinstance(outcome, ServingError):
             return outcome
-        if not isinstance(outcome, Response) or not isinstance(outcome.outputs, Mapping):
-            answer = outcome.outputs if isinstance(outcome, Response) else outcome
-            return ExecutionFailed(f"model '{self._model}' answered a request with a {type(answer).__name__}")
+        if not isinstance(outcome, Response):
+            return ExecutionFailed(f"model '{self._model}' answered a request with a {type(outcome).__name__}")
         try:
             rows = pending.rows if self._signature.batches else None
             names = pending.request.requested_outputs

@@ -125,7 +125,7 @@ class MetricsServer:
             self._server = server_class((host, port), _handler(registry))
         except OSError as exc:
             raise OSError(
-                f"cannot listen on {host}:{port}: {exc.strerror}; choose another with --metrics-port"
+                f"cannot listen on {host}:{port} for metrics: {exc.strerror}; choose another with --metrics-port"
             ) from exc
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)

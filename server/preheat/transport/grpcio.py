@@ -87,7 +87,7 @@ class GrpcioTransport:
         """A handler for every RPC of the service: what is not built answers UNIMPLEMENTED and says so."""
         unary: dict[str, UnaryHandler] = {"ModelInfer": self._model_infer}
         unary |= {name: _direct(name, method) for name, method in ControlMethods(self._engine).table().items()}
-        unary |= {name: _blocking(name, method) for name, method in BlockingMethods(self._engine).table().items()}
+        unary |= {name: self._blocking(name, method) for name, method in BlockingMethods(self._engine).table().items()}
         handlers: dict[str, Handler] = {}
         for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
             handle = unary.get(method.name) or _unimplemented(method.name)
@@ -96,6 +96,17 @@ class GrpcioTransport:
             else:
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._counted(handle))
         return handlers
+
+    def _blocking(self, rpc: str, method: Callable[[bytes], bytes]) -> UnaryHandler:
+        """A handler for an RPC that takes its time: on a thread, so that nothing else waits for it."""
+
+        async def handle(payload: bytes, context: Context) -> bytes:
+            response = await asyncio.to_thread(_call, rpc, method, payload)
+            # Whoever gets the answer finds health to agree with it.
+            await self._health.refresh()
+            return await _answer(rpc, response, context)
+
+        return handle
 
     def _counted(self, handle: UnaryHandler) -> UnaryHandler:
         """``handle``, seen by :meth:`stop`."""
@@ -152,15 +163,6 @@ def _direct(rpc: str, method: Callable[[bytes], bytes]) -> UnaryHandler:
     return handle
 
 
-def _blocking(rpc: str, method: Callable[[bytes], bytes]) -> UnaryHandler:
-    """A handler for an RPC that takes its time: on a thread, so that nothing else waits for it."""
-
-    async def handle(payload: bytes, context: Context) -> bytes:
-        return await _answer(rpc, await asyncio.to_thread(_call, rpc, method, payload), context)
-
-    return handle
-
-
 def _call(rpc: str, method: Callable[[bytes], bytes], payload: bytes) -> bytes | ServingError:
     try:
         return method(payload)
@@ -173,6 +175,6 @@ def _call(rpc: str, method: Callable[[bytes], bytes], payload: bytes) -> bytes |
 
 def _unimplemented(rpc: str) -> UnaryHandler:
     async def handle(_: bytes, context: Context) -> bytes:
-        return await _answer(rpc, Unsupported(f"{rpc} is not built yet"), context)
+        return await _answer(rpc, Unsupported(f"{rpc} is not supported by this version of the server"), context)
 
     return handle

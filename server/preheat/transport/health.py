@@ -1,6 +1,7 @@
 """grpc.health.v1: the readiness of the server, of the inference service, and of each model by its name."""
 
 import asyncio
+import contextlib
 from typing import Any, ClassVar
 
 from grpc_health.v1 import health, health_pb2
@@ -35,11 +36,10 @@ class Health(health.aio.HealthServicer):
         """Stream the status of a service whenever it changes."""
         watch = asyncio.ensure_future(super().Watch(request, context))
         self._watches.add(watch)
-        try:
+        # Cancelled by end_watches, or with this call because its client has left: either way it ends well.
+        with contextlib.suppress(asyncio.CancelledError):
             await watch
-        finally:
-            watch.cancel()
-            self._watches.discard(watch)
+        self._watches.discard(watch)
 
     def end_watches(self) -> None:
         """End all streams: they have been told the last there is to tell, and would hold up a stop."""

@@ -31,4 +31,8 @@ class Mailbox:
     def _deliver(self) -> None:
         self._wake_duty.append(None)
         while self._letters:
-            self._letters.popleft()()
+            letter = self._letters.popleft()
+            try:
+                letter()
+            except Exception as exc:
+                self._loop.call_exception_handler({"message": "a letter could not be read", "exception": exc})

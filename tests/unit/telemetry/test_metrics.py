@@ -180,7 +180,9 @@ def test_the_text_format_is_announced(server: MetricsServer) -> None:
 
 def test_a_port_that_is_taken_is_an_error_that_names_it(server: MetricsServer) -> None:
     collector = StatisticsCollector(Statistics(), dict)
-    with pytest.raises(OSError, match=rf"^cannot listen on 127\.0\.0\.1:{server.port} for metrics: Address already"):
+    with pytest.raises(
+        OSError, match=rf"^cannot listen on 127\.0\.0\.1:{server.port} for metrics: Address already in use; choose"
+    ):
         MetricsServer(collector, host="127.0.0.1", port=server.port)
 
 

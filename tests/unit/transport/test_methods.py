@@ -2,7 +2,7 @@
 
 import logging
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,12 +23,11 @@ from tests.unit.builders import (
     rows_of,
 )
 
-from preheat.backend import Instance, Model, Session, TensorSession
+from preheat.backend import Instance, Model, Outcome, Request, RequestSession, Response, Session
 from preheat.engine import Phase
 from preheat.errors import InternalError, InvalidRequest, ModelNotFound, RequestCancelled, ServerStopping, ServingError
 from preheat.models.registry import Registry
 from preheat.protocol import grpc_service_pb2 as pb
-from preheat.tensors import Tensors
 from preheat.transport.methods import ControlMethods, infer
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -123,23 +122,22 @@ def test_an_inference_whose_deadline_has_passed_is_told_so(served: Served) -> No
     assert str(served.responses.get(timeout=PATIENCE_S)) == "Request timeout expired"
 
 
-class Texts(TensorSession):
-    """Answers with a text, which is no bytes: its type looks right, and its encoding fails."""
+class Boasting(RequestSession):
+    """Answers with a parameter that no message can carry."""
 
-    def infer(self, inputs: Tensors) -> Tensors:
-        return {"y": np.full(inputs["x"].shape, "text", np.object_)}
+    def execute(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        return [Response({"y": each.inputs["x"]}, {"score": 2**80}) for each in requests]
 
 
-class TextModel(Model):
+class BoastingModel(Model):
     def open(self, instance: Instance) -> Session:  # noqa: ARG002 - the same everywhere
-        return Texts()
+        return Boasting()
 
 
 def test_an_answer_that_cannot_be_encoded_is_an_internal_error_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = ECHO_CONFIG.replace('"y" data_type: TYPE_FP32', '"y" data_type: TYPE_STRING')
-    served = Served(tmp_path, TextModel(), config=config)
+    served = Served(tmp_path, BoastingModel())
     with caplog.at_level(logging.ERROR):
         assert isinstance(served.infer(asking().SerializeToString()), InternalError)
     assert "an answer of model 'm' could not be encoded" in caplog.text

@@ -17,6 +17,7 @@ CODES = {
     errors.RequestTimeout: StatusCode.UNAVAILABLE,
     errors.RequestCancelled: StatusCode.CANCELLED,
     errors.ServerStopping: StatusCode.UNAVAILABLE,
+    errors.Unavailable: StatusCode.UNAVAILABLE,
     errors.Unsupported: StatusCode.UNIMPLEMENTED,
     errors.ExecutionFailed: StatusCode.INTERNAL,
     errors.LoadFailed: StatusCode.INVALID_ARGUMENT,
@@ -54,6 +55,12 @@ def test_an_error_of_a_plugin_has_the_code_of_what_it_derives_from() -> None:
 @pytest.mark.parametrize("error", [ServingError("x"), OutOfCoffee("x")])
 def test_an_error_of_no_kind_we_know_is_internal(error: ServingError) -> None:
     assert code_of(error, "ModelInfer") is StatusCode.INTERNAL
+
+
+def test_some_errors_have_another_code_on_some_rpcs() -> None:
+    error = errors.ModelNotFound("x")
+    codes = [code_of(error, rpc) for rpc in ("ModelInfer", "ModelStatistics", "RepositoryModelLoad")]
+    assert codes == [StatusCode.NOT_FOUND, StatusCode.INVALID_ARGUMENT, StatusCode.INTERNAL]
 
 
 @pytest.mark.parametrize("length", [0, 1, 600])
