@@ -41,7 +41,7 @@ class Torch(NamedTuple):
 
 def say(text: str) -> None:
     """Tell the person who waits what happens now."""
-    print(f"[setup] {text}", flush=True)  # noqa: T201 (this is a command, and its reader is waiting)
+    print(f"[setup] {text}", flush=True)
 
 
 def run(*command: str) -> str:
