@@ -26,8 +26,8 @@ _NEXT: dict[State, frozenset[State]] = {
 }
 
 
-def _silent(_: Event) -> None:
-    """Observes nothing."""
+def nobody(_: Event) -> None:
+    """An observer that observes nothing."""
 
 
 class Lifecycle:
@@ -60,9 +60,9 @@ class Lifecycle:
             self._state, self._reason = state, reason
         self._observer(StateChanged(self.model, self.version, state.value, reason))
 
-    def supersede(self) -> None:
-        """A successor speaks for the version from now on: this one's further moves are not announced."""
-        self._observer = _silent
+    def announce_to(self, observer: Observer) -> None:
+        """Announce further moves to ``observer``: of the lives that a version has, one at a time speaks for it."""
+        self._observer = observer
 
     def __repr__(self) -> str:
         return f"<Lifecycle {self.model}/{self.version} {self._state.value} {self._reason!r}>"

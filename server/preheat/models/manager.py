@@ -95,9 +95,10 @@ class ModelManager:
                 if not self._registry.handles_of(name):
                     self._mark_broken(name, folder)
                 raise LoadFailed(f"load failed for model '{name}': {folder.reason}")
-            failures = [self._load(job) for job in self._jobs(folder)]
-            if any(failures):
-                raise LoadFailed(f"load failed for model '{name}': {' '.join(filter(None, failures))}")
+            failures = " ".join(filter(None, [self._load(job) for job in self._jobs(folder)]))
+            if failures:
+                log.warning("loading %s on request failed: %s", name, failures)
+                raise LoadFailed(f"load failed for model '{name}': {failures}")
             for handle in self._registry.handles_of(name):
                 if handle.version not in folder.versions:
                     self._retire(handle)
@@ -167,6 +168,8 @@ class ModelManager:
         with self._lock:
             stopping = self._stopping.is_set()
             replaced = None if stopping else self._registry.publish(loaded.handle)
+            if replaced is not None:
+                self._leaving.add(replaced)
         if stopping:
             loaded.handle.close(_CLOSE_SECONDS)
             return self._fail(lifecycle, ServerStopping("the server is stopping"))
@@ -183,13 +186,16 @@ class ModelManager:
         return f"version {lifecycle.version} is at UNAVAILABLE state: {reason_of(exc)};"
 
     def _retire(self, handle: Handle) -> None:
-        self._registry.retire(handle)
+        """Route to ``handle`` no more, and let it go; no effect once the server is stopping, which retires all."""
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self._leaving.add(handle)
+            self._registry.retire(handle)
         self._release_in_background(handle)
 
     def _release_in_background(self, handle: Handle) -> None:
-        """Drain and close a handle that is no longer routed to, for as long as its requests take."""
-        with self._lock:
-            self._leaving.add(handle)
+        """Drain and close a handle in ``_leaving``, however long its requests take."""
         threading.Thread(target=self._release, args=(handle,), name=f"{handle.name} leaves", daemon=True).start()
 
     def _release(self, handle: Handle) -> None:

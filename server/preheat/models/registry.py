@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from preheat.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from preheat.models.handle import Handle
-from preheat.models.lifecycle import Lifecycle, State
+from preheat.models.lifecycle import Lifecycle, State, nobody
 from preheat.telemetry.events import Observer
 
 
@@ -97,13 +97,14 @@ class Registry:
             self._broken[model] = reason
 
     def begin(self, model: str, version: int) -> Lifecycle:
-        """A new life for a version, LOADING. A version that is served meanwhile stays what others see of it."""
-        lifecycle = Lifecycle(model, version, observer=self._observer)
+        """A new life for a version, LOADING. While its predecessor is served, others see that one."""
         with self._lock:
             self._broken.pop(model, None)
-            if version not in self._handles_of(model):
-                self._lifecycles.setdefault(model, {})[version] = lifecycle
-        return lifecycle
+            if version in self._handles_of(model):
+                return Lifecycle(model, version, observer=nobody)
+            lifecycle = Lifecycle(model, version, observer=self._observer)
+            self._lifecycles.setdefault(model, {})[version] = lifecycle
+            return lifecycle
 
     def publish(self, handle: Handle) -> Handle | None:
         """Route requests to ``handle``, then announce READY: whoever sees READY can already be served.
@@ -114,7 +115,8 @@ class Registry:
             handles = self._handles_of(handle.name)
             self._route(handle.name, {**handles, handle.version: handle})
             if handle.version in handles:
-                handles[handle.version].lifecycle.supersede()
+                handles[handle.version].lifecycle.announce_to(nobody)
+            handle.lifecycle.announce_to(self._observer)
             self._lifecycles.setdefault(handle.name, {})[handle.version] = handle.lifecycle
             # Within the lock, so that nobody can retire it between the two.
             handle.lifecycle.move_to(State.READY)

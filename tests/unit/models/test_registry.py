@@ -229,3 +229,14 @@ def test_a_model_that_was_given_up_no_longer_keeps_the_server_from_being_ready()
         assert registry.knows(model)
         registry.forget_failures(model)
     assert registry.all_ready()
+
+
+def test_a_load_that_fails_beside_a_served_version_changes_nothing_that_others_see() -> None:
+    seen: list[Event] = []
+    registry = make(seen.append)
+    served, _ = publish(registry)
+    seen.clear()
+    registry.begin("m", 1).move_to(State.FAILED, "why")
+    assert seen == []
+    assert registry.find("m", "1") is served
+    assert registry.all_ready()
