@@ -18,7 +18,19 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch.export import Dim
 
-from preheat.backend import Backend, Dimension, Instance, Model, ModelSource, Signature, TensorSession, TensorSpec
+from preheat.backend import (
+    Backend,
+    Dimension,
+    Instance,
+    Model,
+    ModelSource,
+    Request,
+    RequestSession,
+    Signature,
+    TensorSession,
+    TensorSpec,
+)
+from preheat.errors import ServingError
 from preheat.tensors import Array, DataType, Tensors
 from preheat_backends.torch_tensors import DTYPES
 
@@ -50,6 +62,7 @@ class Case:
     ``backend`` is "module:Class", imported when the case is used. ``build`` writes the artifact into a version's
     folder; its main file is ``artifact``, None if there is none. ``completes``: the artifact says its signature.
     ``failing`` are parameters with which it fails; without any, it must fail on inputs that do not fit each other.
+    ``takes_any_parameter``: they are the model's own, and the backend cannot tell an unknown one.
     """
 
     id: str
@@ -60,6 +73,7 @@ class Case:
     artifact: str | None
     completes: bool
     failing: Mapping[str, str] = field(default_factory=dict)
+    takes_any_parameter: bool = False
 
     def make_backend(self) -> Backend:
         return make_backend(self.backend)
@@ -87,11 +101,36 @@ def make_source(folder: Path, **settings: Any) -> ModelSource:
     return ModelSource("m", 1, version_path=folder / "1", config_path=folder / "config.pbtxt", **settings)
 
 
+class BatchesAsRequests(TensorSession):
+    """A session that sees requests whole, for tests that know of batches: each batch is one request."""
+
+    def __init__(self, session: RequestSession) -> None:
+        self._session = session
+
+    def infer(self, inputs: Tensors) -> Tensors:
+        rows = next(iter(inputs.values())).shape[0]
+        (outcome,) = self._session.execute([Request("1", inputs, rows, (), {})])
+        if isinstance(outcome, ServingError):
+            raise outcome
+        return outcome.outputs
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def open_session(model: Model, ordinal: int = 0, *, threads: int = 1) -> TensorSession:
+    """A session of ``model``, on this thread."""
+    session = model.open(Instance(ordinal, "cpu", threads))
+    if isinstance(session, RequestSession):
+        return BatchesAsRequests(session)
+    assert isinstance(session, TensorSession)
+    return session
+
+
 @contextmanager
 def opened(model: Model, *, threads: int = 1) -> Iterator[TensorSession]:
     """A session of ``model``, on this thread; closes both."""
-    session = model.open(Instance(0, "cpu", threads))
-    assert isinstance(session, TensorSession)
+    session = open_session(model, threads=threads)
     try:
         yield session
     finally:
@@ -280,6 +319,39 @@ def save_copy_graph(folder: Path, datatype: DataType) -> None:
     save_graph(folder, helper.make_graph([node], "copy", [inputs], [outputs]))
 
 
+# It writes to its input, which a model may.
+TRITON_PAIR_SOURCE = """
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            return [self.answer(request) for request in requests]
+
+        def answer(self, request):
+            values = pb_utils.get_input_tensor_by_name(request, "values").as_numpy()
+            values *= pb_utils.get_input_tensor_by_name(request, "mask").as_numpy()
+            masked = pb_utils.Tensor("masked", values)
+            return pb_utils.InferenceResponse([masked, pb_utils.Tensor("total", values.sum(axis=1, keepdims=True))])
+"""
+TRITON_COPY_SOURCE = """
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            inputs = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+            return [pb_utils.InferenceResponse([pb_utils.Tensor("y", array)]) for array in inputs]
+"""
+
+
+def save_triton_pair(folder: Path) -> None:
+    save_python(folder, TRITON_PAIR_SOURCE)
+
+
+def save_triton_copy(folder: Path, datatype: DataType) -> None:
+    del datatype
+    save_python(folder, TRITON_COPY_SOURCE)
+
+
 def save_nothing(folder: Path, datatype: DataType | None = None) -> None:
     """A double needs no artifact."""
     del folder, datatype
@@ -288,6 +360,7 @@ def save_nothing(folder: Path, datatype: DataType | None = None) -> None:
 DOUBLE = "preheat_backends.double:DoubleBackend"
 EAGER = "preheat_backends.eager:EagerBackend"
 ONNXRUNTIME = "preheat_backends.onnxruntime:OnnxRuntimeBackend"
+PYTHON = "preheat_backends.python:PythonBackend"
 
 CASES = (
     Case("double", DOUBLE, save_nothing, ECHO, echo_reference, None, completes=False, failing={"behavior": "fail"}),
@@ -297,6 +370,16 @@ CASES = (
     Case("eager-py-pair", EAGER, save_pair_python, PAIR, pair_reference, "model.py", completes=False),
     Case("onnxruntime-linear", ONNXRUNTIME, save_linear_graph, LINEAR, linear_reference, "model.onnx", completes=True),
     Case("onnxruntime-pair", ONNXRUNTIME, save_pair_graph, PAIR, pair_reference, "model.onnx", completes=True),
+    Case(
+        "python-pair",
+        PYTHON,
+        save_triton_pair,
+        PAIR,
+        pair_reference,
+        "model.py",
+        completes=False,
+        takes_any_parameter=True,
+    ),
 )
 
 _NUMBERS = tuple(datatype for datatype in DataType if datatype is not DataType.BYTES)
@@ -305,4 +388,5 @@ COPIES = (
     Copy("eager-pt2", EAGER, save_copy_program, _NUMBERS),
     Copy("eager-py", EAGER, save_copy_python, _NUMBERS),
     Copy("onnxruntime", ONNXRUNTIME, save_copy_graph, tuple(DataType)),
+    Copy("python", PYTHON, save_triton_copy, tuple(DataType)),
 )

@@ -12,9 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.backends.cases import CASES, COPIES, MAX_BATCH, Case, Copy, make_backend, make_inputs, make_source, opened
+from tests.backends.cases import (
+    CASES,
+    COPIES,
+    MAX_BATCH,
+    Case,
+    Copy,
+    make_backend,
+    make_inputs,
+    make_source,
+    open_session,
+    opened,
+)
 
-from preheat.backend import Dimension, Instance, Model, Signature, TensorSession, TensorSpec
+from preheat.backend import Dimension, Instance, Model, Signature, TensorSpec
 from preheat.errors import BackendMissing, ExecutionFailed, InvalidArtifact, InvalidConfig
 from preheat.tensors import Array, DataType, Tensors
 from preheat_backends.artifacts import Kind
@@ -133,8 +144,7 @@ def test_two_sessions_answer_right_on_two_threads_at_once(case: Case, build: Bui
     together = threading.Barrier(2)
 
     def serve(ordinal: int) -> None:
-        session = model.open(Instance(ordinal, "cpu", 1))
-        assert isinstance(session, TensorSession)
+        session = open_session(model, ordinal)
         batches = [make_inputs(case.signature, 1 + seed % MAX_BATCH, seed=10 * ordinal + seed) for seed in range(10)]
         answers = [case.reference(batch) for batch in batches]
         together.wait()
@@ -200,7 +210,7 @@ def test_a_failed_batch_tells_why_and_harms_only_itself(case: Case, build: Build
 # --- Refusals ----------------------------------------------------------------------------------------------------
 
 
-@all_cases
+@pytest.mark.parametrize("case", [case for case in CASES if not case.takes_any_parameter], ids=lambda case: case.id)
 def test_an_unknown_parameter_is_refused_by_name(case: Case, build: Build) -> None:
     folder = build(case)
     with pytest.raises(InvalidConfig, match=r"config\.pbtxt: parameters: colour: unknown parameter; allowed: "):
