@@ -61,7 +61,8 @@ class Case:
 
     ``backend`` is "module:Class", imported when the case is used. ``build`` writes the artifact into a version's
     folder; its main file is ``artifact``, None if there is none. ``completes``: the artifact says its signature.
-    ``failing`` are parameters with which it fails; without any, it must fail on inputs that do not fit each other.
+    ``parameters`` are the backend's; ``failing`` are such with which it fails; without any, it must fail on inputs that
+    do not fit each other. Answers are right within ``tolerance``, relative and absolute.
     ``takes_any_parameter``: they are the model's own, and the backend cannot tell an unknown one.
     """
 
@@ -73,6 +74,8 @@ class Case:
     artifact: str | None
     completes: bool
     failing: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    tolerance: float = 1e-6
     takes_any_parameter: bool = False
 
     def make_backend(self) -> Backend:
@@ -361,6 +364,8 @@ DOUBLE = "preheat_backends.double:DoubleBackend"
 EAGER = "preheat_backends.eager:EagerBackend"
 ONNXRUNTIME = "preheat_backends.onnxruntime:OnnxRuntimeBackend"
 PYTHON = "preheat_backends.python:PythonBackend"
+TORCH_COMPILE = "preheat_backends.torch_compile:TorchCompileBackend"
+TORCHAO = "preheat_backends.torchao:TorchaoBackend"
 
 CASES = (
     Case("double", DOUBLE, save_nothing, ECHO, echo_reference, None, completes=False, failing={"behavior": "fail"}),
@@ -380,6 +385,36 @@ CASES = (
         completes=False,
         takes_any_parameter=True,
     ),
+    Case(
+        "torch_compile-py-linear",
+        TORCH_COMPILE,
+        save_linear_python,
+        LINEAR,
+        linear_reference,
+        "model.py",
+        completes=False,
+    ),
+    Case(
+        "torch_compile-pt2-pair",
+        TORCH_COMPILE,
+        save_pair_program,
+        PAIR,
+        pair_reference,
+        "model.pt2",
+        completes=True,
+        parameters={"dynamic": "true"},
+    ),
+    Case(
+        "torchao-linear",
+        TORCHAO,
+        save_linear_python,
+        LINEAR,
+        linear_reference,
+        "model.py",
+        completes=False,
+        parameters={"quantization": "int8_weight_only"},
+        tolerance=2e-2,
+    ),
 )
 
 _NUMBERS = tuple(datatype for datatype in DataType if datatype is not DataType.BYTES)
@@ -389,4 +424,5 @@ COPIES = (
     Copy("eager-py", EAGER, save_copy_python, _NUMBERS),
     Copy("onnxruntime", ONNXRUNTIME, save_copy_graph, tuple(DataType)),
     Copy("python", PYTHON, save_triton_copy, tuple(DataType)),
+    Copy("torch_compile", TORCH_COMPILE, save_copy_python, _NUMBERS),
 )

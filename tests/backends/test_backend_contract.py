@@ -44,16 +44,17 @@ cases_that_complete = pytest.mark.parametrize(
 
 def load(case: Case, folder: Path, signature: Signature | None = None, **settings: Any) -> Model:
     """Do what the server's loader does."""
-    backend, source = case.make_backend(), make_source(folder, **settings)
+    parameters = {**case.parameters, **settings.pop("parameters", {})}
+    backend, source = case.make_backend(), make_source(folder, parameters=parameters, **settings)
     backend.complete(source)
     return backend.load(source, signature or case.signature)
 
 
-def assert_equal(actual: Tensors, expected: Tensors) -> None:
+def assert_equal(actual: Tensors, expected: Tensors, tolerance: float = 0) -> None:
     for name, array in expected.items():
         assert actual[name].dtype == array.dtype
         assert actual[name].flags.c_contiguous
-        np.testing.assert_allclose(actual[name], array, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(actual[name], array, rtol=tolerance, atol=tolerance)
 
 
 # --- Answers -----------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def assert_equal(actual: Tensors, expected: Tensors) -> None:
 def test_answers_are_right_at_every_batch_size(case: Case, build: Build, rows: int) -> None:
     inputs = make_inputs(case.signature, rows)
     with opened(load(case, build(case))) as session:
-        assert_equal(session.infer(inputs), case.reference(inputs))
+        assert_equal(session.infer(inputs), case.reference(inputs), case.tolerance)
 
 
 @all_cases
@@ -72,7 +73,7 @@ def test_a_session_answers_batch_after_batch_of_changing_shape(case: Case, build
     with opened(load(case, build(case))) as session:
         for seed, (rows, sequence) in enumerate([(2, 5), (1, 64), (8, 1), (2, 5)]):
             inputs = make_inputs(case.signature, rows, seed=seed, sequence=sequence)
-            assert_equal(session.infer(inputs), case.reference(inputs))
+            assert_equal(session.infer(inputs), case.reference(inputs), case.tolerance)
 
 
 @all_cases
@@ -83,7 +84,7 @@ def test_inputs_are_not_written_to(case: Case, build: Build, writable: bool) -> 
     for array in inputs.values():
         array.setflags(write=writable)
     with opened(load(case, build(case))) as session:
-        assert_equal(session.infer(inputs), case.reference(before))
+        assert_equal(session.infer(inputs), case.reference(before), case.tolerance)
     assert_equal(inputs, before)
 
 
@@ -95,7 +96,7 @@ def test_outputs_do_not_change_when_the_inputs_are_reused(case: Case, build: Bui
         outputs = session.infer(inputs)
         for array in inputs.values():
             array[...] = 7
-        assert_equal(outputs, expected)
+        assert_equal(outputs, expected, case.tolerance)
 
 
 @all_cases
@@ -104,7 +105,7 @@ def test_writing_to_outputs_does_not_reach_the_model(case: Case, build: Build) -
     with opened(load(case, build(case))) as session:
         for array in session.infer(inputs).values():
             array[...] = 7
-        assert_equal(session.infer(inputs), case.reference(inputs))
+        assert_equal(session.infer(inputs), case.reference(inputs), case.tolerance)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_two_sessions_answer_right_on_two_threads_at_once(case: Case, build: Bui
         answers = [case.reference(batch) for batch in batches]
         together.wait()
         for call in range(500):
-            assert_equal(session.infer(batches[call % 10]), answers[call % 10])
+            assert_equal(session.infer(batches[call % 10]), answers[call % 10], case.tolerance)
         session.close()
 
     with ThreadPoolExecutor(2) as threads:
@@ -169,7 +170,7 @@ def test_several_models_load_at_once(case: Case, build: Build) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         for answer in threads.map(load_and_run, range(8)):
-            assert_equal(answer, case.reference(inputs))
+            assert_equal(answer, case.reference(inputs), case.tolerance)
 
 
 @all_cases
@@ -189,7 +190,7 @@ def test_one_session_outlives_the_close_of_another(case: Case, build: Build) -> 
     inputs = make_inputs(case.signature, 2)
     with opened(model) as session:
         model.open(Instance(1, "cpu", 1)).close()
-        assert_equal(session.infer(inputs), case.reference(inputs))
+        assert_equal(session.infer(inputs), case.reference(inputs), case.tolerance)
 
 
 @all_cases
@@ -200,11 +201,11 @@ def test_a_failed_batch_tells_why_and_harms_only_itself(case: Case, build: Build
     first = case.signature.inputs[0].name
     bad[first] = np.concatenate([good[first], good[first]], axis=1)
     with opened(load(case, build(case), parameters=parameters)) as session:
-        assert_equal(session.infer(good), case.reference(good))
+        assert_equal(session.infer(good), case.reference(good), case.tolerance)
         with pytest.raises(ExecutionFailed, match=r"\w") as raised:
             session.infer(bad)
         assert "\n" not in str(raised.value)
-        assert_equal(session.infer(good), case.reference(good))
+        assert_equal(session.infer(good), case.reference(good), case.tolerance)
 
 
 # --- Refusals ----------------------------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ def test_an_artifact_is_found_by_its_configured_name(case: Case, build: Build) -
     artifact = folder / "1" / str(case.artifact)
     renamed = artifact.rename(artifact.with_stem("encoder"))
     with opened(load(case, folder, artifact_name=renamed.name)) as session:
-        assert_equal(session.infer(inputs), case.reference(inputs))
+        assert_equal(session.infer(inputs), case.reference(inputs), case.tolerance)
 
 
 @cases_with_artifact

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_unflatten
 
 from preheat.backend import Dimension, ModelSource, Signature
 from preheat.errors import InvalidArtifact
-from preheat_backends.eager.program import Program, first_line, storages
 from preheat_backends.signatures import ArtifactSignature, ArtifactTensor
+from preheat_backends.torch_programs.program import Arguments, Program, Storages, first_line
 from preheat_backends.torch_tensors import datatype_of
 
 # torch.export.load keeps its state in a global and fails when two threads are in it (seen in torch 2.13).
@@ -54,16 +54,27 @@ class RunnableProgram(Program):
         self._call = call
         self._outputs = outputs
         self.writes_inputs = _writes(program)
-        kept = chain(self._module.parameters(), self._module.buffers(), program.constants.values())
-        self.storages = storages(kept)
+        self._kept = Storages(chain(self._module.parameters(), self._module.buffers(), program.constants.values()))
 
-    def run(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Run the graph."""
-        result = self._module(
-            *(inputs[name] for name in self._call.positional), **{name: inputs[name] for name in self._call.keyword}
+    @property
+    def module(self) -> torch.nn.Module:
+        """The graph, with its weights."""
+        return self._module
+
+    def arrange(self, inputs: Mapping[str, torch.Tensor]) -> Arguments:
+        """As the program was called when it was exported."""
+        return Arguments(
+            tuple(inputs[name] for name in self._call.positional), {name: inputs[name] for name in self._call.keyword}
         )
+
+    def pick(self, result: Any) -> Mapping[str, torch.Tensor]:
+        """The outputs asked for, by the names they are asked for by."""
         values = [result[key] for key in self._call.outputs] if self._call.outputs else [result]
         return {name: values[index] for name, index in self._outputs.items()}
+
+    def keeps(self, tensor: torch.Tensor) -> bool:
+        """Whether it lies in a weight or a constant of the graph."""
+        return self._kept.hold(tensor)
 
 
 def load_exported_program(path: Path) -> ExportedProgram:
@@ -78,7 +89,7 @@ def load_exported_program(path: Path) -> ExportedProgram:
         raise InvalidArtifact(f"{path}: torch.export cannot load it: {first_line(exc)}") from exc
 
 
-def prepare(
+def make_runnable(
     program: ExportedProgram, path: Path, *, source: ModelSource, signature: Signature, device: torch.device
 ) -> RunnableProgram:
     """Make ``program`` serve ``signature`` on ``device``. Raises InvalidConfig, InvalidArtifact."""

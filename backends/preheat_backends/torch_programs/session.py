@@ -7,21 +7,24 @@ import torch
 from preheat.backend import Instance, Model, Session, TensorSession
 from preheat.errors import ExecutionFailed, ServingError
 from preheat.tensors import Tensors
-from preheat_backends.eager.program import Program, first_line
+from preheat_backends.torch_programs.program import Program, first_line
 from preheat_backends.torch_tensors import to_numpy, to_torch
 
 
-class EagerModel(Model):
-    """A program on one device."""
+class TorchModel(Model):
+    """A program on one device. ``backend`` is what failures begin with."""
 
-    def __init__(self, program: Program, device: torch.device) -> None:
+    def __init__(self, program: Program, device: torch.device, *, backend: str) -> None:
         self._program = program
         self._device = device
+        self._backend = backend
+        self.specializes_on_shape = program.specializes_on_shape
 
     def open(self, instance: Instance) -> Session:
         """Open a session that computes with ``instance.threads`` threads, on a CUDA device in a stream of its own."""
         _use_threads(instance.threads)
-        return EagerSession(self._program, self._device)
+        self._program.adopt_thread()
+        return TorchSession(self._program, self._device, backend=self._backend)
 
     def close(self) -> None:
         """Let go of the weights, whoever still holds the model."""
@@ -29,23 +32,27 @@ class EagerModel(Model):
         del self._program
 
 
-class EagerSession(TensorSession):
+class TorchSession(TensorSession):
     """Runs a program under inference mode. Belongs to the thread that opened it."""
 
-    def __init__(self, program: Program, device: torch.device) -> None:
+    def __init__(self, program: Program, device: torch.device, *, backend: str) -> None:
         self._program = program
         self._device = device
+        self._backend = backend
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def infer(self, inputs: Tensors) -> Tensors:
         """Run one batch. Inputs are neither written to nor kept, outputs are the caller's own."""
         try:
+            # The one mode there is, for warm-up and for clients: compiled code is good for the mode it was traced in.
             with torch.inference_mode(), self._in_stream():
                 return self._run(inputs)
+        except ExecutionFailed as exc:
+            raise ExecutionFailed(f"{self._backend}: {exc}") from exc
         except ServingError:
             raise
         except Exception as exc:
-            raise ExecutionFailed(f"eager: {first_line(exc)}") from exc
+            raise ExecutionFailed(f"{self._backend}: {first_line(exc)}") from exc
 
     def close(self) -> None:
         """Let go of the program, whoever still holds the session."""
@@ -56,11 +63,12 @@ class EagerSession(TensorSession):
         borrow = not program.writes_inputs
         tensors = {name: to_torch(array, self._device, borrow=borrow) for name, array in inputs.items()}
         outputs = program.run(tensors)
-        kept = program.storages
+        borrowed: frozenset[int] = frozenset()
         if borrow and self._device.type == "cpu":
-            kept = kept.union(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+            borrowed = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
         return {
-            name: to_numpy(tensor, copy=tensor.untyped_storage().data_ptr() in kept) for name, tensor in outputs.items()
+            name: to_numpy(tensor, copy=tensor.untyped_storage().data_ptr() in borrowed or program.keeps(tensor))
+            for name, tensor in outputs.items()
         }
 
     def _in_stream(self) -> AbstractContextManager[object]:

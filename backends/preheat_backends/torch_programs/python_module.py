@@ -9,23 +9,23 @@ takes their place: then ``build_model`` may build on the meta device and so allo
 import itertools
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
 
 from preheat.errors import ExecutionFailed, InvalidArtifact
 from preheat_backends.artifacts import Kind, Takes, sniff
-from preheat_backends.eager.program import Program, first_line, storages
+from preheat_backends.torch_programs.program import Arguments, Program, Storages, first_line
 
 WEIGHTS = "model.safetensors"
+Prepare: TypeAlias = Callable[[torch.nn.Module], object]
 _NUMBERS = itertools.count()
-_TAKES_WEIGHTS = Takes("eager", (WEIGHTS,), frozenset({Kind.SAFETENSORS}), f"a safetensors file as {WEIGHTS}")
 
 
 class ModuleProgram(Program):
@@ -35,36 +35,51 @@ class ModuleProgram(Program):
         self._module = module
         self._outputs = outputs
         self._imported = imported
-        self.storages = storages(itertools.chain(module.parameters(), module.buffers()))
+        self._kept = Storages(itertools.chain(module.parameters(), module.buffers()))
 
-    def run(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Call ``forward``, and put names to what it returns."""
-        return name_outputs(self._module(**inputs), self._outputs)
+    @property
+    def module(self) -> torch.nn.Module:
+        """What ``build_model`` built."""
+        return self._module
+
+    def arrange(self, inputs: Mapping[str, torch.Tensor]) -> Arguments:
+        """All by name."""
+        return Arguments(keyword=inputs)
+
+    def pick(self, result: object) -> Mapping[str, torch.Tensor]:
+        """Put names to what ``forward`` returned."""
+        named = dict(zip(self._outputs, _in_order(result, self._outputs), strict=True))
+        for name, value in named.items():
+            if not isinstance(value, torch.Tensor):
+                raise ExecutionFailed(f"forward returned {type(value).__name__} for output {name!r}, not a tensor")
+        return named
+
+    def keeps(self, tensor: torch.Tensor) -> bool:
+        """Whether it lies in a parameter or a buffer."""
+        return self._kept.hold(tensor)
 
     def close(self) -> None:
         """Forget the imported ``model.py``."""
         sys.modules.pop(self._imported, None)
 
 
-def load_python_module(path: Path, *, outputs: tuple[str, ...], device: torch.device) -> ModuleProgram:
-    """Import ``path``, build its module and give it its weights, on ``device``. Raises InvalidArtifact."""
+def load_python_module(
+    path: Path, *, outputs: tuple[str, ...], device: torch.device, backend: str, prepare: Prepare = lambda _: None
+) -> ModuleProgram:
+    """Import ``path``, build its module, give it its weights, ``prepare`` it on the host, and move it to ``device``.
+
+    ``outputs`` are the names that ``forward``'s results are given. Raises InvalidArtifact, and what ``prepare`` raises.
+    """
     imported = f"preheat_model_{next(_NUMBERS)}"
     try:
         module = _build(_import(path, imported), path)
-        _load_weights(module, path)
-        return ModuleProgram(module.to(device).eval().requires_grad_(requires_grad=False), outputs, imported)
+        _load_weights(module, path, backend=backend)
+        module.eval().requires_grad_(requires_grad=False)
+        prepare(module)
+        return ModuleProgram(module.to(device), outputs, imported)
     except BaseException:
         sys.modules.pop(imported, None)
         raise
-
-
-def name_outputs(result: object, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """The tensors that ``forward`` returned, by output name. Raises ExecutionFailed if they are not these outputs."""
-    named = dict(zip(names, _in_order(result, names), strict=True))
-    for name, value in named.items():
-        if not isinstance(value, torch.Tensor):
-            raise ExecutionFailed(f"eager: forward returned {type(value).__name__} for output {name!r}, not a tensor")
-    return named
 
 
 def _in_order(result: object, names: tuple[str, ...]) -> Sequence[Any]:
@@ -73,12 +88,12 @@ def _in_order(result: object, names: tuple[str, ...]) -> Sequence[Any]:
     if isinstance(result, Mapping):
         missing = [name for name in names if name not in result]
         if missing:
-            raise ExecutionFailed(f"eager: forward returned {_quote(result)}; output {missing[0]!r} is not among them")
+            raise ExecutionFailed(f"forward returned {_quote(result)}; output {missing[0]!r} is not among them")
         return [result[name] for name in names]
     if not isinstance(result, tuple | list):
-        raise ExecutionFailed(f"eager: forward returned {type(result).__name__}, not a tensor, tuple, list or dict")
+        raise ExecutionFailed(f"forward returned {type(result).__name__}, not a tensor, tuple, list or dict")
     if len(result) != len(names):
-        raise ExecutionFailed(f"eager: forward returned {len(result)} values; the outputs are {_quote(names)}")
+        raise ExecutionFailed(f"forward returned {len(result)} values; the outputs are {_quote(names)}")
     return result
 
 
@@ -123,10 +138,10 @@ def _build(imported: ModuleType, path: Path) -> torch.nn.Module:
     return module
 
 
-def _load_weights(module: torch.nn.Module, path: Path) -> None:
+def _load_weights(module: torch.nn.Module, path: Path, *, backend: str) -> None:
     weights = path.with_name(WEIGHTS)
     if weights.exists():
-        _assign(module, weights)
+        _assign(module, weights, backend=backend)
     tensors = itertools.chain(module.named_parameters(), module.named_buffers())
     empty = [name for name, tensor in tensors if tensor.is_meta]
     if empty:
@@ -134,14 +149,15 @@ def _load_weights(module: torch.nn.Module, path: Path) -> None:
         raise InvalidArtifact(f"{weights} {why} {_quote(empty)}")
 
 
-def _assign(module: torch.nn.Module, weights: Path) -> None:
+def _assign(module: torch.nn.Module, weights: Path, *, backend: str) -> None:
     """Put the weights in the file in place of the module's own.
 
     They are copied off the file, which safetensors maps: rewriting it must not change a model that is being served.
     """
+    takes = Takes(backend, (WEIGHTS,), frozenset({Kind.SAFETENSORS}), f"a safetensors file as {WEIGHTS}")
     kind = sniff(weights)
-    if kind not in _TAKES_WEIGHTS.kinds:
-        raise _TAKES_WEIGHTS.refuse(weights, kind)
+    if kind not in takes.kinds:
+        raise takes.refuse(weights, kind)
     try:
         state = {name: tensor.clone() for name, tensor in load_file(weights).items()}
         module.load_state_dict(state, strict=True, assign=True)
