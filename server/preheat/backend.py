@@ -1,9 +1,9 @@
 """The contract between the server and a backend.
 
 A backend is a plugin: an entry point in the group ``preheat.backends`` that names a :class:`Backend` subclass. It
-imports from the server only this module, :mod:`preheat.tensors` and :mod:`preheat.errors`, and its own heavy library
-inside the methods that need it (or at the top of its module, which the server imports only when a model asks for the
-backend).
+imports from the server only this module, :mod:`preheat.compilations`, :mod:`preheat.tensors` and
+:mod:`preheat.errors`, and its own heavy library inside the methods that need it (or at the top of its module, which the
+server imports only when a model asks for the backend).
 
 The life of a model version, and who calls what:
 
@@ -15,6 +15,7 @@ The life of a model version, and who calls what:
 The server checks every request against the :class:`Signature` before it reaches a session, and every answer after.
 """
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,27 @@ class PartialConfig:
     dynamic_batching: bool = False
 
 
+class Outside(enum.Enum):
+    """What becomes of a request whose shape no bucket holds."""
+
+    REFUSE = "refuse"
+    EAGER = "eager"
+    COMPILE = "compile"
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """The shapes that a model version is warmed for.
+
+    ``rows`` are batch sizes, ``sizes`` those of the varying dimensions that have buckets, by name; all ascending. A
+    varying dimension without an entry in ``sizes`` reaches the model at whatever size a request has.
+    """
+
+    rows: tuple[int, ...] = ()
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    outside: Outside = Outside.REFUSE
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """Where a model version comes from and what it was asked to be.
@@ -118,7 +140,11 @@ class ModelSource:
     "cuda:N". ``instances`` sessions will be opened; each may use ``threads`` intra-op threads.
 
     ``config`` is the model's ModelConfig as JSON, in the schema's own field names: as declared for
-    :meth:`Backend.complete`, as completed for :meth:`Backend.load`.
+    :meth:`Backend.complete`, as completed for :meth:`Backend.load`. So are ``buckets``, empty before.
+
+    ``cache_path``, for :meth:`Backend.load` and what comes after, is a private folder: what the backend leaves there is
+    there again, verified, when the same artifact is next loaded with the same configuration where
+    :meth:`Backend.environment` is the same. None: there is no cache.
     """
 
     name: str
@@ -131,6 +157,8 @@ class ModelSource:
     instances: int = 1
     threads: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
+    buckets: Buckets = Buckets()
+    cache_path: Path | None = None
 
     def parse_parameters(self, schema: type[T]) -> T:
         """Parse ``parameters`` into the frozen dataclass ``schema``.
@@ -198,6 +226,13 @@ class TensorSession(Session, ABC):
         client may see; anything else counts as a defect of the backend, fails this batch, and is logged.
         """
 
+    def infer_eagerly(self, inputs: Tensors) -> Tensors:
+        """The same answer without anything compiled, for shapes outside every bucket; as :meth:`infer` otherwise.
+
+        Only called where :attr:`Model.runs_eagerly`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not run eagerly")
+
 
 class RequestSession(Session, ABC):
     """A session that sees requests whole. It is never run at warm-up unless the configuration gives samples."""
@@ -215,9 +250,16 @@ class Model(ABC):
 
     ``specializes_on_shape``: each new batch size costs the engine a compilation or the like, so the server pads
     batches to buckets and warms each bucket. Otherwise batches run at their own size.
+
+    ``runs_eagerly``: its sessions can run any shape without compiling, by :meth:`TensorSession.infer_eagerly`.
+
+    Whatever it compiles or builds once its sessions are open, it states by
+    :func:`preheat.compilations.report_compilation` on the thread that waited for it: the server warms until a full pass
+    states nothing more, and counts what is stated later.
     """
 
     specializes_on_shape: bool = False
+    runs_eagerly: bool = False
 
     @abstractmethod
     def open(self, instance: Instance) -> Session:
@@ -245,6 +287,14 @@ class Backend(ABC):
     @abstractmethod
     def hardware(self) -> Hardware:
         """What it runs on here. May import the heavy library."""
+
+    def environment(self, source: ModelSource) -> str | None:
+        """What compiled code depends on beside artifact and configuration: versions, instruction set, GPU.
+
+        None: this backend leaves nothing in :attr:`ModelSource.cache_path`, and is given none.
+        """
+        del source
+        return None
 
     @abstractmethod
     def complete(self, source: ModelSource) -> PartialConfig:
