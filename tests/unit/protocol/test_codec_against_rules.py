@@ -1,0 +1,67 @@
+"""Damaged messages: the codec refuses or reads them just as protobuf and the protocol's rules say."""
+
+import os
+from collections import Counter
+from random import Random
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.protocol.damaged_requests import damaged_request
+from tests.unit.protocol.request_rules import Said, judge
+
+from preheat.errors import ServingError
+from preheat.messages import InferRequest
+from preheat.protocol.codec import decode_request
+from preheat.tensors import Array
+
+# More for a search: a hundred thousand take about a minute.
+MESSAGES = int(os.environ.get("DAMAGED_MESSAGES", "20000"))
+
+
+def assert_judged_right(payload: bytes) -> str:
+    """Hold the codec against the rules; what became of the message."""
+    verdict, outcome = judge(payload), decoded(payload)
+    if isinstance(outcome, ServingError):
+        assert type(outcome) in verdict.refusals, f"{outcome!r} for {payload!r}"
+        assert str(outcome)
+        return type(outcome).__name__ if verdict.parses else "unparsable"
+    assert verdict.said is not None, f"taken in spite of {verdict.refusals}: {payload!r}"
+    # By their text, in which NaN is NaN, and True is not 1.
+    assert repr(said_by(outcome)) == repr(verdict.said), payload
+    return "taken"
+
+
+def decoded(payload: bytes) -> InferRequest | ServingError:
+    try:
+        return decode_request(payload, deadline_s=None)
+    except ServingError as refusal:
+        return refusal
+
+
+def said_by(request: InferRequest) -> Said:
+    inputs = [(each.name, each.datatype, each.shape, plain(each.data)) for each in request.inputs]
+    outputs = list(request.requested_outputs)
+    return Said(request.model, request.version, request.id, inputs, outputs, dict(request.parameters))
+
+
+def plain(data: bytes | memoryview | Array) -> bytes | list[bytes]:
+    if not isinstance(data, np.ndarray):
+        return bytes(data)
+    elements: Any = data.tolist()
+    return elements if data.dtype.kind == "O" else data.tobytes()
+
+
+@settings(max_examples=300, derandomize=True, database=None)
+@given(st.randoms(use_true_random=False))
+def test_a_damaged_message_is_judged_as_the_rules_say(dice: Random) -> None:
+    assert_judged_right(damaged_request(dice))
+
+
+def test_many_damaged_messages_are_judged_as_the_rules_say() -> None:
+    dice = (Random(seed) for seed in range(MESSAGES))  # noqa: S311 - the same messages each time
+    outcomes = Counter(assert_judged_right(damaged_request(each)) for each in dice)
+    # Were they all of one kind, the others would not have been tested.
+    for outcome, share in {"taken": 0.3, "unparsable": 0.1, "InvalidRequest": 0.1, "Unsupported": 0.01}.items():
+        assert outcomes[outcome] > share * MESSAGES, outcomes
