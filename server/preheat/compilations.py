@@ -1,8 +1,8 @@
 """Facts about compiling, stated where they happen and attributed by thread.
 
-Whatever makes a request wait for something to be built (a graph, an autotuned kernel, a captured CUDA graph, an engine,
-a session) or makes it run uncompiled, its backend states by :func:`report_compilation` on the thread it happened on. Who
-owns the thread has the facts delivered to it by :func:`recording`; elsewhere they are dropped.
+Whatever makes a request wait for something to be built (a graph, a tuned kernel, a captured CUDA graph, an engine,
+a session) or makes it run uncompiled, its backend states by :func:`report_compilation` on the thread it happened on.
+Who owns the thread has the facts delivered to it by :func:`recording`; elsewhere they are dropped.
 """
 
 import enum

@@ -26,7 +26,7 @@ from preheat.telemetry.statistics import Statistics, VersionStatistics
 log = logging.getLogger(__name__)
 
 # The protocol extensions that work. Clients switch on these: list nothing that does not.
-EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics")
+EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics", "schedule_policy")
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 
 # The index has Triton's words for our states.

@@ -3,24 +3,17 @@
 The gated backend tells what executes, and holds it until the test lets it go, so no clock decides what is seen.
 """
 
-import queue
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from tests.e2e.gated_model import FAILURE, NEVER_US, PENDING, SUCCESS, Gated, gated_model, of_model, serving_gated
 from tests.e2e.gatekeeper import Arrival, Gatekeeper
-from tests.e2e.scrape import scrape, scrape_until
-from tests.e2e.server_process import LIMIT_S, ServerProcess, echo_config, write_model
-from tests.e2e.tensors import Rows, infer_inputs, unique_rows
-
-# Longer than any test: who waits for this to pass waits for ever.
-NEVER_US = 3_600_000_000
-PENDING = "nv_inference_pending_request_count"
-SUCCESS = "nv_inference_request_success"
-FAILURE = "nv_inference_request_failure"
+from tests.e2e.scrape import scrape_until
+from tests.e2e.server_process import ServerProcess, echo_config, write_model
+from tests.e2e.tensors import infer_inputs, unique_rows
 
 # What each model's configuration says of batches. One test has one model, so that it can count from nothing.
 CONFIGS = {
@@ -38,65 +31,6 @@ CONFIGS = {
 }
 
 
-class Gated:
-    """A model behind the gate, and the requests sent to it."""
-
-    def __init__(self, model: str, server: ServerProcess, client: Any, gatekeeper: Gatekeeper) -> None:
-        self.model = model
-        self.server = server
-        self.client = client
-        self.gatekeeper = gatekeeper
-        self._ends: queue.SimpleQueue[tuple[Rows, Any, Any]] = queue.SimpleQueue()
-        self._asked = 0
-
-    def ask(self, *sizes: int, client_timeout_s: float = LIMIT_S) -> list[Any]:
-        """Send a request of each size, which may arrive in any order; what each can be taken back by."""
-        return [self._ask(size, client_timeout_s) for size in sizes]
-
-    def ask_in_queue(self, *sizes: int, already: int = 0) -> None:
-        """Send requests one by one, each once the one before it is seen waiting: their order is known."""
-        for waiting, size in enumerate(sizes, start=already + 1):
-            self.ask(size)
-            self.until_waiting(waiting)
-
-    def until_waiting(self, count: int) -> None:
-        """Block until ``count`` requests are in the queue."""
-        self.scrape_until(PENDING, count)
-
-    def next(self) -> Arrival:
-        """The next execution, which waits at the gate."""
-        return self.gatekeeper.next()
-
-    def answers(self, count: int) -> list[Any]:
-        """Wait for ``count`` requests to end; the errors. Fails if an answer is not that of its request."""
-        errors = []
-        for _ in range(count):
-            rows, result, error = self._ends.get(timeout=LIMIT_S)
-            if error is None:
-                assert np.array_equal(result.as_numpy("OUTPUT0"), rows)
-            else:
-                errors.append(error)
-        return errors
-
-    def total(self, name: str, **labels: str) -> float:
-        """What the metrics say of the model now."""
-        return scrape(self.server).total(name, model=self.model, **labels)
-
-    def scrape_until(self, name: str, count: int, **labels: str) -> None:
-        """Block until the metrics say ``count``."""
-        scrape_until(self.server, lambda found: found.total(name, model=self.model, **labels) == count)
-
-    def _ask(self, size: int, client_timeout_s: float) -> Any:
-        rows = unique_rows(size, start=1000 * self._asked)
-        self._asked += 1
-        return self.client.async_infer(
-            self.model,
-            infer_inputs({"INPUT0": rows}),
-            callback=lambda result, error: self._ends.put((rows, result, error)),
-            client_timeout=client_timeout_s,
-        )
-
-
 @pytest.fixture(scope="module")
 def gatekeeper() -> Iterator[Gatekeeper]:
     with Gatekeeper() as gatekeeper:
@@ -105,27 +39,17 @@ def gatekeeper() -> Iterator[Gatekeeper]:
 
 @pytest.fixture(scope="module")
 def server(gatekeeper: Gatekeeper, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    repository = tmp_path_factory.mktemp("batching")
-    for model, extra in CONFIGS.items():
-        write_model(repository, model, gatekeeper.config(extra=extra))
-    with ServerProcess(repository) as server:
+    with serving_gated(tmp_path_factory.mktemp("batching"), gatekeeper, CONFIGS) as server:
         yield server
 
 
 @pytest.fixture
 def gated(request: pytest.FixtureRequest, server: ServerProcess, gatekeeper: Gatekeeper) -> Iterator[Gated]:
-    """The model that the test asks for by its mark, behind a shut gate."""
-    with grpcclient.InferenceServerClient(server.grpc_address) as client:
-        gatekeeper.shut()
-        yield Gated(request.param, server, client, gatekeeper)
-        gatekeeper.open()
+    with gated_model(request.param, server, gatekeeper) as gated:
+        yield gated
 
 
-def _of_model(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("gated", [name], indirect=True)
-
-
-@_of_model("sharing")
+@of_model("sharing")
 def test_requests_that_wait_for_an_execution_share_the_next(gated: Gated) -> None:
     gated.ask(1)
     first = gated.next()
@@ -142,7 +66,7 @@ def test_requests_that_wait_for_an_execution_share_the_next(gated: Gated) -> Non
     assert gated.total(PENDING) == 0
 
 
-@_of_model("not_fitting")
+@of_model("not_fitting")
 def test_a_request_that_does_not_fit_leads_the_next_batch(gated: Gated) -> None:
     gated.ask(1)
     first = gated.next()
@@ -155,7 +79,7 @@ def test_a_request_that_does_not_fit_leads_the_next_batch(gated: Gated) -> None:
     assert gated.answers(4) == []
 
 
-@_of_model("alone")
+@of_model("alone")
 def test_without_dynamic_batching_each_request_runs_alone(gated: Gated) -> None:
     gated.ask(1)
     first = gated.next()
@@ -167,7 +91,7 @@ def test_without_dynamic_batching_each_request_runs_alone(gated: Gated) -> None:
     assert gated.total("nv_inference_exec_count") == 3
 
 
-@_of_model("preferring")
+@of_model("preferring")
 def test_a_preferred_size_runs_as_soon_as_it_is_reached(gated: Gated) -> None:
     gated.ask_in_queue(1, 2)
     assert gated.gatekeeper.deserted()
@@ -183,7 +107,7 @@ def test_a_preferred_size_runs_as_soon_as_it_is_reached(gated: Gated) -> None:
     assert gated.total("nv_inference_exec_count") == 2
 
 
-@_of_model("filling")
+@of_model("filling")
 def test_a_full_batch_does_not_wait_for_its_delay(gated: Gated) -> None:
     gated.ask_in_queue(3, 4)
     assert gated.gatekeeper.deserted()
@@ -193,7 +117,7 @@ def test_a_full_batch_does_not_wait_for_its_delay(gated: Gated) -> None:
     assert gated.answers(3) == []
 
 
-@_of_model("delaying")
+@of_model("delaying")
 def test_a_lone_request_runs_after_its_delay_and_not_before(gated: Gated) -> None:
     gated.gatekeeper.open()
     gated.ask(1)
@@ -203,9 +127,9 @@ def test_a_lone_request_runs_after_its_delay_and_not_before(gated: Gated) -> Non
     assert gated.total("preheat_queue_duration_seconds_bucket", le="0.1") == 0
 
 
-@_of_model("expiring")
+@of_model("expiring")
 def test_a_deadline_that_passes_in_the_queue_ends_the_request_without_running_it(gated: Gated) -> None:
-    gated.ask(1, client_timeout_s=0.2)
+    gated.ask(1, client_timeout=0.2)
     (error,) = gated.answers(1)
     assert error.status() == "StatusCode.DEADLINE_EXCEEDED" or "Request timeout expired" in error.message()
     gated.scrape_until(FAILURE, 1)
@@ -214,7 +138,7 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_request_without_running_it
     assert gated.gatekeeper.deserted()
 
 
-@_of_model("refusing")
+@of_model("refusing")
 def test_a_full_queue_turns_requests_away_and_keeps_those_it_has(gated: Gated) -> None:
     gated.ask(1)
     gated.next()
@@ -228,7 +152,7 @@ def test_a_full_queue_turns_requests_away_and_keeps_those_it_has(gated: Gated) -
     assert gated.answers(3) == []
 
 
-@_of_model("leaving")
+@of_model("leaving")
 def test_a_caller_that_leaves_the_queue_leaves_its_peers_their_batch(gated: Gated) -> None:
     gated.ask(1)
     first = gated.next()
@@ -245,7 +169,7 @@ def test_a_caller_that_leaves_the_queue_leaves_its_peers_their_batch(gated: Gate
     assert gated.answers(3) == []
 
 
-@_of_model("doubled")
+@of_model("doubled")
 def test_two_instances_run_at_the_same_time_on_threads_of_their_own(gated: Gated) -> None:
     gated.ask(8, 8)
     one, other = gated.next(), gated.next()
@@ -259,7 +183,7 @@ def test_two_instances_run_at_the_same_time_on_threads_of_their_own(gated: Gated
     assert gated.answers(3) == []
 
 
-@_of_model("warmed")
+@of_model("warmed")
 def test_the_threads_that_serve_are_those_that_warmed_every_bucket(gated: Gated) -> None:
     arrivals = gated.gatekeeper.passed
     executions = [arrival for arrival in arrivals if (arrival.model, arrival.what) == ("warmed", "execute")]

@@ -28,7 +28,8 @@ from preheat.models.loader import Loader, LoadLimits
 from preheat.models.manager import ModelManager
 from preheat.models.registry import Registry
 from preheat.repository.scan import ModelFolder, read_model
-from preheat.scheduling.pending import Answer, Pending
+from preheat.scheduling.pending import Admitted, Answer, Pending
+from preheat.scheduling.queue_policy import Standing
 from preheat.telemetry.events import Event
 from preheat.telemetry.statistics import Statistics
 from preheat.tensors import Array, DataType, Tensors, to_raw
@@ -116,19 +117,19 @@ def pending(
     rows: int = 1,
     key: str = "",
     arrived_s: float = 0.0,
-    deadline_s: float | None = None,
+    expires_s: float | None = None,
+    standing: Standing | None = None,
     payload_bytes: int = 0,
     identity: str = "",
     reply: Callable[[Answer], None] | None = None,
 ) -> Pending:
     """An admitted request without tensors; ``key`` stands for the shapes that decide who shares its batch."""
     return Pending(
-        request(payload_bytes=payload_bytes, deadline_s=deadline_s, identity=identity),
+        request(payload_bytes=payload_bytes, identity=identity),
         reply or Replies(),
-        inputs={},
-        rows=rows,
-        batch_key=((key, ()),),
+        admitted=Admitted({}, rows, ((key, ()),)),
         arrived_s=arrived_s,
+        standing=standing or Standing(expires_s=expires_s),
         settle=settle_nothing,
     )
 
@@ -140,10 +141,9 @@ def carrying(
     return Pending(
         request(outputs=outputs, identity=identity),
         reply,
-        inputs=inputs,
-        rows=next(iter(inputs.values())).shape[0],
-        batch_key=(),
+        admitted=Admitted(inputs, next(iter(inputs.values())).shape[0], ()),
         arrived_s=0.0,
+        standing=Standing(),
         settle=settle_nothing,
     )
 

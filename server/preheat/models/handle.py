@@ -23,6 +23,7 @@ from preheat.repository.completion import CompletedConfiguration
 from preheat.scheduling.admission import Gate
 from preheat.scheduling.pending import Answer, Pending, Reply
 from preheat.scheduling.queue import RequestQueue
+from preheat.scheduling.queue_policy import QueuePolicies
 from preheat.scheduling.worker import Worker
 from preheat.telemetry.events import FailureReason, Observer, RequestFailed
 
@@ -89,6 +90,8 @@ class Handle:
         self._engines = engines
         self._observer = observer
         self._gate = Gate(self.name, completed.client_signature, completed.reshapes)
+        batching = completed.configuration.batching
+        self._policies = QueuePolicies() if batching is None else batching.queues
         self._idle = threading.Condition(threading.Lock())
         self._in_flight: set[Pending] = set()
         self._accepting = True
@@ -106,16 +109,16 @@ class Handle:
         arrived_s = time.monotonic()
         try:
             admitted = self._gate.admit(request)
+            standing = self._policies.stand(request.parameters, arrived_s=arrived_s, deadline_s=request.deadline_s)
         except InvalidRequest:
             self._report_failure(FailureReason.OTHER, arrived_s)
             raise
         pending = Pending(
             request,
             reply,
-            inputs=admitted.inputs,
-            rows=admitted.rows,
-            batch_key=admitted.batch_key,
+            admitted=admitted,
             arrived_s=arrived_s,
+            standing=standing,
             settle=self._settle,
         )
         with self._idle:

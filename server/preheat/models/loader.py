@@ -119,8 +119,9 @@ class Loader:
         )
         queue = RequestQueue(
             _batch_limits(configuration),
-            max_requests=_queue_size(configuration) or self._limits.max_queue_requests,
+            max_requests=self._limits.max_queue_requests,
             max_bytes=self._limits.max_queue_bytes,
+            policies=configuration.batching.queues if configuration.batching else None,
         )
         places = [
             (source, model) for source, model in zip(sources, models, strict=True) for _ in range(source.instances)
@@ -185,7 +186,3 @@ def _batch_limits(configuration: ModelConfiguration) -> BatchLimits:
     if policy is None:
         return BatchLimits(max_rows=max(1, configuration.max_batch_size))
     return BatchLimits(configuration.max_batch_size, True, policy.preferred_rows, policy.max_delay_s)  # noqa: FBT003
-
-
-def _queue_size(configuration: ModelConfiguration) -> int:
-    return configuration.batching.max_queue_size if configuration.batching else 0

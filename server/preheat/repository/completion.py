@@ -10,7 +10,8 @@ from preheat.backend import Dimension, PartialConfig, Signature, TensorSpec
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
 from preheat.repository.axes import axis_renames, merge_dimensions, rename_axes, tie_axes
-from preheat.repository.configuration import BatchingPolicy, ModelConfiguration
+from preheat.repository.batching_policy import BatchingPolicy
+from preheat.repository.configuration import ModelConfiguration
 from preheat.repository.declarations import datatype_value
 from preheat.scheduling.reshaping import Reshape
 from preheat.tensors import Array

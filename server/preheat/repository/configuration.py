@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from preheat.backend import Dimension, TensorSpec
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
+from preheat.repository.batching_policy import BatchingPolicy, read_batching
 from preheat.repository.declarations import read_declarations
 from preheat.repository.fields import refuse_unsupported
 from preheat.repository.server_parameters import ServerParameters, parse_server_parameters
@@ -26,20 +27,7 @@ BACKEND_OF_ARTIFACT = {
     "model.onnx": "onnxruntime",
     "model.pt2": "eager",
 }
-_MAX_DELAY_US = 3_600_000_000
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchingPolicy:
-    """How requests may be joined.
-
-    ``dynamic_batching`` of the configuration. ``max_queue_size`` 0 is the server's default.
-    """
-
-    preferred_rows: tuple[int, ...] = ()
-    max_delay_s: float = 0.0
-    max_queue_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +96,7 @@ def parse_configuration(text: str, folder: Path) -> ModelConfiguration:
         max_batch_size=proto.max_batch_size,
         inputs=tuple(each.spec for each in inputs),
         outputs=tuple(each.spec for each in outputs),
-        batching=_batching(proto, file),
+        batching=read_batching(proto, file),
         instance_groups=_instance_groups(proto, file),
         server=server,
         backend_parameters=backend_parameters,
@@ -141,33 +129,6 @@ def _backend(proto: pb.ModelConfig, folder: Path) -> str:
     raise InvalidConfig(
         f"{folder / CONFIG_FILE}: backend: not set, and no version folder has one of {', '.join(BACKEND_OF_ARTIFACT)} "
         "to tell it by"
-    )
-
-
-def _batching(proto: pb.ModelConfig, file: Path) -> BatchingPolicy | None:
-    if not proto.HasField("dynamic_batching"):
-        return None
-    if proto.max_batch_size < 1:
-        raise InvalidConfig(
-            f"{file}: dynamic_batching: needs max_batch_size of at least 1, it is {proto.max_batch_size}"
-        )
-    preferred = tuple(sorted(set(proto.dynamic_batching.preferred_batch_size)))
-    for rows in preferred:
-        if not 1 <= rows <= proto.max_batch_size:
-            raise InvalidConfig(
-                f"{file}: dynamic_batching: preferred_batch_size: {rows}: must be from 1 to max_batch_size, "
-                f"{proto.max_batch_size}"
-            )
-    delay_us = proto.dynamic_batching.max_queue_delay_microseconds
-    if delay_us > _MAX_DELAY_US:
-        raise InvalidConfig(
-            f"{file}: dynamic_batching: max_queue_delay_microseconds: {delay_us}: must be at most {_MAX_DELAY_US}, "
-            "one hour"
-        )
-    return BatchingPolicy(
-        preferred,
-        delay_us / 1e6,
-        proto.dynamic_batching.default_queue_policy.max_queue_size,
     )
 
 

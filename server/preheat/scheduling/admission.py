@@ -7,26 +7,16 @@ names of inputs, batch axis, datatype, shape, named dimensions, payload.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from preheat.backend import Dimension, Signature, TensorSpec
 from preheat.errors import InvalidRequest
 from preheat.messages import InferRequest, InputTensor
-from preheat.scheduling.pending import BatchKey
+from preheat.scheduling.pending import Admitted
 from preheat.scheduling.reshaping import Reshape
-from preheat.tensors import Array, Tensors, from_raw
+from preheat.tensors import Array, from_raw
 
 # Sizes beyond this cannot be real, and keep products within what numpy can count.
 _MAX_ELEMENTS = 2**40
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A request that fits: its tensors, its size along the batch axis (1 without one), and who may share its batch."""
-
-    inputs: Tensors
-    rows: int
-    batch_key: BatchKey
 
 
 class Gate:

@@ -1,8 +1,9 @@
 """Which of the waiting requests run next, together. Pure: no clock, no lock, no thread.
 
-The rule, in order:
+Requests are served by priority level, and within one by arrival; but one that has waited past its patience, where that
+delays it, comes behind all others of its level. The rule, in that order:
 
-1. The oldest request decides: only requests with its batch key can join it, oldest first, until one does not fit.
+1. The first request decides: only requests with its batch key can join it, in turn, until one does not fit.
 2. A batch that cannot grow runs at once: it is full, or the next request of its key does not fit.
 3. A batch whose rows reach the largest preferred size runs at once, at that size.
 4. Otherwise it waits until its oldest request has waited ``max_delay_s``, then runs as it is.
@@ -10,7 +11,7 @@ The rule, in order:
 With preferred sizes, rule 4 first tries the largest preferred size that whole requests can fill exactly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from preheat.scheduling.pending import Pending
@@ -38,13 +39,14 @@ class Choice:
     look_again_s: float | None = None
 
 
-def choose(waiting: Iterable[Pending], now_s: float, limits: BatchLimits) -> Choice:
-    """Choose from ``waiting``, which is in order of arrival."""
+def choose(levels: Iterable[Iterable[Pending]], now_s: float, limits: BatchLimits) -> Choice:
+    """Choose from ``levels`` of waiting requests, the highest priority first, each in order of arrival."""
     candidates: list[Pending] = []
     expired: list[Pending] = []
     rows, closed = 0, False
-    for pending in waiting:
-        if pending.deadline_s is not None and pending.deadline_s <= now_s:
+    for pending in _in_turn(levels, now_s):
+        expires_s = pending.standing.expires_s
+        if expires_s is not None and expires_s <= now_s:
             expired.append(pending)
         elif not candidates or pending.batch_key == candidates[0].batch_key:
             if candidates and rows + pending.rows > limits.max_rows:
@@ -60,20 +62,33 @@ def choose(waiting: Iterable[Pending], now_s: float, limits: BatchLimits) -> Cho
     return _ripen(candidates, expired, now_s, limits)
 
 
+def _in_turn(levels: Iterable[Iterable[Pending]], now_s: float) -> Iterator[Pending]:
+    """The waiting requests in the order in which they are to be served."""
+    for level in levels:
+        delayed: list[Pending] = []
+        for pending in level:
+            yields_s = pending.standing.yields_s
+            if yields_s is not None and yields_s <= now_s:
+                delayed.append(pending)
+            else:
+                yield pending
+        yield from delayed
+
+
 def _ripen(candidates: list[Pending], expired: list[Pending], now_s: float, limits: BatchLimits) -> Choice:
     """Decide for a batch that could still grow: run it (rules 3 and 4), or wait."""
     preferred = _fill_preferred(candidates, limits.preferred_rows)
     if preferred and sum(pending.rows for pending in preferred) == limits.preferred_rows[-1]:
         return Choice(preferred, expired)
-    ripe_s = candidates[0].arrived_s + limits.max_delay_s
+    ripe_s = min(pending.arrived_s for pending in candidates) + limits.max_delay_s
     if ripe_s <= now_s:
         return Choice(preferred or candidates, expired)
-    deadlines = [pending.deadline_s for pending in candidates if pending.deadline_s is not None]
-    return Choice([], expired, min([ripe_s, *deadlines]))
+    ends = [pending.standing.expires_s for pending in candidates if pending.standing.expires_s is not None]
+    return Choice([], expired, min([ripe_s, *ends]))
 
 
 def _fill_preferred(candidates: list[Pending], preferred_rows: tuple[int, ...]) -> list[Pending]:
-    """The longest run of the oldest candidates whose rows add up to a preferred size; empty if none does."""
+    """The longest run of the first candidates whose rows add up to a preferred size; empty if none does."""
     rows, longest = 0, 0
     for count, pending in enumerate(candidates, start=1):
         rows += pending.rows

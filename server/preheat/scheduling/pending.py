@@ -3,10 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from preheat.errors import ServingError
 from preheat.messages import InferRequest, InferResponse
+from preheat.scheduling.queue_policy import Standing
 from preheat.tensors import Tensors
 
 log = logging.getLogger(__name__)
@@ -17,6 +19,18 @@ Reply: TypeAlias = Callable[[Answer], None]
 # Requests share a batch only if their keys are equal: for each input present, its name and its shape without the
 # batch axis.
 BatchKey: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What admission made of a request that fits.
+
+    Its tensors, its size along the batch axis (1 without one), and who may share its batch.
+    """
+
+    inputs: Tensors
+    rows: int
+    batch_key: BatchKey
 
 
 class Pending:
@@ -33,10 +47,10 @@ class Pending:
         "_settle",
         "arrived_s",
         "batch_key",
-        "deadline_s",
         "inputs",
         "request",
         "rows",
+        "standing",
     )
 
     def __init__(
@@ -44,18 +58,17 @@ class Pending:
         request: InferRequest,
         reply: Reply,
         *,
-        inputs: Tensors,
-        rows: int,
-        batch_key: BatchKey,
+        admitted: Admitted,
         arrived_s: float,
+        standing: Standing,
         settle: Callable[["Pending", Answer], None],
     ) -> None:
         self.request = request
-        self.inputs = inputs
-        self.rows = rows
-        self.batch_key = batch_key
+        self.inputs = admitted.inputs
+        self.rows = admitted.rows
+        self.batch_key = admitted.batch_key
         self.arrived_s = arrived_s
-        self.deadline_s = request.deadline_s
+        self.standing = standing
         self._reply = reply
         self._settle = settle
         # Taken by the one call that may answer, and never given back.

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from preheat.errors import QueueFull
 from preheat.scheduling.batching import BatchLimits, Choice, choose
 from preheat.scheduling.pending import Pending
+from preheat.scheduling.queue_policy import QueuePolicies
 
 
 class RequestQueue:
     """Requests waiting for a worker, bounded in requests and in payload bytes.
 
-    Safe from any thread. All state is ``_waiting`` (in order of arrival), ``_bytes`` (the sum of its payloads) and
-    ``_closed``, changed only under ``_news``.
+    Safe from any thread. All state is ``_levels`` (by priority, each in order of arrival), ``_waiting`` and ``_bytes``
+    (how many they are, and the sum of their payloads) and ``_closed``, changed only under ``_news``.
     """
 
     def __init__(
@@ -23,37 +24,43 @@ class RequestQueue:
         *,
         max_requests: int,
         max_bytes: int,
+        policies: QueuePolicies | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``max_requests`` may wait at each priority level that sets no limit of its own."""
+        levels = (policies or QueuePolicies()).levels
         self._limits = limits
-        self._max_requests = max_requests
+        self._max_requests = tuple(policy.max_requests or max_requests for policy in levels)
         self._max_bytes = max_bytes
         self._clock = clock
         self._news = threading.Condition(threading.Lock())
-        self._waiting: OrderedDict[Pending, None] = OrderedDict()
+        self._levels: tuple[OrderedDict[Pending, None], ...] = tuple(OrderedDict() for _ in levels)
+        self._waiting = 0
         self._bytes = 0
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._waiting
 
     def put(self, pending: Pending) -> bool:
         """Add a request; False if the queue is closed. Raises QueueFull at a limit.
 
         A request larger than the limit in bytes is taken when nothing else waits: it could never be served otherwise.
         """
-        size = pending.request.payload_bytes
+        size, level = pending.request.payload_bytes, pending.standing.level
         with self._news:
             if self._closed:
                 return False
-            if len(self._waiting) >= self._max_requests:
-                raise QueueFull(f"{_subject(pending)} Exceeds maximum queue size: {self._max_requests} requests wait")
+            if len(self._levels[level]) >= (most := self._max_requests[level]):
+                where = f" at priority {level + 1}" if len(self._levels) > 1 else ""
+                raise QueueFull(f"{_subject(pending)} Exceeds maximum queue size: {most} requests wait{where}")
             if self._waiting and self._bytes + size > self._max_bytes:
                 raise QueueFull(
                     f"{_subject(pending)} Exceeds maximum queue size: {self._bytes} bytes wait, "
                     f"{size} more would pass the limit of {self._max_bytes}"
                 )
-            self._waiting[pending] = None
+            self._levels[level][pending] = None
+            self._waiting += 1
             self._bytes += size
             self._news.notify()
         return True
@@ -63,7 +70,7 @@ class RequestQueue:
         with self._news:
             while True:
                 now_s = self._clock()
-                choice = choose(self._waiting, now_s, self._limits)
+                choice = choose(self._levels, now_s, self._limits)
                 if choice.batch or choice.expired:
                     self._remove(choice.batch)
                     self._remove(choice.expired)
@@ -79,13 +86,13 @@ class RequestQueue:
     def discard(self, pending: Pending) -> None:
         """Forget a request that has been answered otherwise; no effect if it is not waiting."""
         with self._news:
-            if pending in self._waiting:
+            if pending in self._levels[pending.standing.level]:
                 self._remove([pending])
 
     def drain(self) -> list[Pending]:
         """Everything that waits, which waits no more: for the caller to answer."""
         with self._news:
-            waiting = list(self._waiting)
+            waiting = [pending for level in self._levels for pending in level]
             self._remove(waiting)
         return waiting
 
@@ -97,7 +104,8 @@ class RequestQueue:
 
     def _remove(self, gone: list[Pending]) -> None:
         for pending in gone:
-            del self._waiting[pending]
+            del self._levels[pending.standing.level][pending]
+            self._waiting -= 1
             self._bytes -= pending.request.payload_bytes
 
 

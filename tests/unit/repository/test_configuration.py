@@ -7,14 +7,15 @@ from tests.unit.builders import write_model
 
 from preheat.backend import Dimension, TensorSpec
 from preheat.errors import InvalidConfig
+from preheat.repository.batching_policy import BatchingPolicy
 from preheat.repository.configuration import (
-    BatchingPolicy,
     InstanceGroup,
     ModelConfiguration,
     parse_configuration,
     read_configuration,
 )
 from preheat.repository.declarations import datatype_of, datatype_value
+from preheat.scheduling.queue_policy import QueuePolicies, QueuePolicy
 from preheat.tensors import DataType
 
 FOLDER = Path("repository/bert")
@@ -63,7 +64,7 @@ def test_everything_a_configuration_says_is_understood() -> None:
         # An output of no rows is an answer; an input of none is most often a mistake.
         TensorSpec("spans", DataType.FP32, (Dimension(minimum=0), Dimension.fixed(2))),
     )
-    assert configuration.batching == BatchingPolicy((4, 8), 0.0015, 32)
+    assert configuration.batching == BatchingPolicy((4, 8), 0.0015, QueuePolicies((QueuePolicy(32),)))
     assert configuration.instance_groups == (InstanceGroup("KIND_GPU", 2, (0, 1)), InstanceGroup("KIND_CPU", 1))
     assert configuration.backend_parameters == {"mode": "fast"}
 
@@ -120,6 +121,21 @@ def test_an_artifact_outside_a_version_folder_says_nothing(tmp_path: Path) -> No
         read_configuration(folder)
 
 
+def test_each_level_has_its_own_queue_policy_or_the_default_one() -> None:
+    policies = """
+        dynamic_batching {
+          priority_levels: 3
+          default_priority_level: 2
+          default_queue_policy { max_queue_size: 9 default_timeout_microseconds: 2500 allow_timeout_override: true }
+          priority_queue_policy { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 1000000 } }
+        }
+    """
+    batching = parse_configuration(f'backend: "eager" max_batch_size: 4 {policies}', FOLDER).batching
+    assert batching is not None
+    usual = QueuePolicy(9, 0.0025, allows_override=True)
+    assert batching.queues == QueuePolicies((QueuePolicy(timeout_s=1.0, delays=True), usual, usual), default_level=1)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -152,6 +168,35 @@ def test_an_artifact_outside_a_version_folder_says_nothing(tmp_path: Path) -> No
         (
             "max_batch_size: 4 dynamic_batching { preferred_batch_size: 0 }",
             ["dynamic_batching: preferred_batch_size: 0", "from 1 to max_batch_size, 4"],
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { max_queue_delay_microseconds: 3600000001 }",
+            ["dynamic_batching: max_queue_delay_microseconds: 3600000001: must be at most 3600000000"],
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { priority_levels: 2 }",
+            ["dynamic_batching: default_priority_level: 0: must be from 1, the highest, to priority_levels, 2"],
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { priority_levels: 101 default_priority_level: 1 }",
+            ["dynamic_batching: priority_levels: 101: must be at most 100"],
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { default_priority_level: 1 }",
+            ["dynamic_batching: default_priority_level: 1: set priority_levels too"],
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { priority_levels: 2 default_priority_level: 1 "
+            "priority_queue_policy { key: 3 value { } } }",
+            ["dynamic_batching: priority_queue_policy: 3: must be a level from 1 to priority_levels, 2"],
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { default_queue_policy { timeout_action: DELAY } }",
+            ["default_queue_policy: timeout_action: DELAY: nothing times out; set default_timeout_microseconds"],
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { default_queue_policy { timeout_action: 7 } }",
+            ["default_queue_policy: timeout_action: 7: must be REJECT or DELAY"],
         ),
         ("instance_group { count: -1 }", ["instance_group: count: -1", "must be at least 1"]),
         ("instance_group { kind: KIND_CPU gpus: 0 }", ["instance_group: gpus: a group of KIND_CPU has none"]),

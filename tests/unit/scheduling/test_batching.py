@@ -9,6 +9,7 @@ from tests.unit.builders import pending
 
 from preheat.scheduling.batching import BatchLimits, Choice, choose
 from preheat.scheduling.pending import Pending
+from preheat.scheduling.queue_policy import Standing
 
 NOW_S = 100.0
 ALONE = BatchLimits(max_rows=8)
@@ -30,7 +31,7 @@ def queues(draw: st.DrawFn) -> list[Pending]:
             rows=draw(rows_of_one),
             key=draw(st.sampled_from("aab")),
             arrived_s=arrived_s,
-            deadline_s=draw(st.none() | st.none() | st.floats(NOW_S - 3, NOW_S + 3)),
+            expires_s=draw(st.none() | st.none() | st.floats(NOW_S - 3, NOW_S + 3)),
         )
         for arrived_s in arrivals
     ]
@@ -53,7 +54,7 @@ def waiting_rows(*rows: int, arrived_s: float = NOW_S) -> list[Pending]:
 
 
 def run(waiting: list[Pending], limits: BatchLimits) -> Choice:
-    return choose(waiting, NOW_S, limits)
+    return choose([waiting], NOW_S, limits)
 
 
 @given(queues(), any_limits())
@@ -69,14 +70,14 @@ def test_what_has_expired_never_runs_and_what_is_refused_has_expired(
     waiting: list[Pending], limits: BatchLimits
 ) -> None:
     choice = run(waiting, limits)
-    assert all(each.deadline_s is None or each.deadline_s > NOW_S for each in choice.batch)
-    assert all(each.deadline_s is not None and each.deadline_s <= NOW_S for each in choice.expired)
+    assert all(each.standing.expires_s is None or each.standing.expires_s > NOW_S for each in choice.batch)
+    assert all(each.standing.expires_s is not None and each.standing.expires_s <= NOW_S for each in choice.expired)
 
 
 @given(queues(), any_limits())
 def test_a_batch_is_the_oldest_requests_of_one_key_in_their_order(waiting: list[Pending], limits: BatchLimits) -> None:
     choice = run(waiting, limits)
-    alive = [each for each in waiting if each.deadline_s is None or each.deadline_s > NOW_S]
+    alive = [each for each in waiting if each.standing.expires_s is None or each.standing.expires_s > NOW_S]
     of_the_oldest = [each for each in alive if each.batch_key == alive[0].batch_key]
     assert choice.batch == of_the_oldest[: len(choice.batch)]
 
@@ -101,8 +102,8 @@ def test_what_waits_without_a_batch_is_looked_at_again_when_it_ripens_or_expires
     assert choice.look_again_s is not None
     assert choice.look_again_s > NOW_S
     assert choice.look_again_s <= left[0].arrived_s + limits.max_delay_s
-    own = [each.deadline_s for each in left if each.batch_key == left[0].batch_key]
-    assert all(choice.look_again_s <= deadline_s for deadline_s in own if deadline_s is not None)
+    own = [each.standing.expires_s for each in left if each.batch_key == left[0].batch_key]
+    assert all(choice.look_again_s <= expires_s for expires_s in own if expires_s is not None)
 
 
 @given(queues(), any_limits())
@@ -120,7 +121,7 @@ def test_when_its_time_has_come_a_waiting_batch_runs_or_sheds_what_expired(
 ) -> None:
     again_s = run(waiting, limits).look_again_s
     if again_s is not None:
-        later = choose(waiting, again_s, limits)
+        later = choose([waiting], again_s, limits)
         assert later.batch or later.expired
 
 
@@ -135,6 +136,46 @@ def test_a_batch_that_could_still_grow_runs_only_when_ripe_or_at_the_largest_pre
     ripe = arrived_s + limits.max_delay_s <= NOW_S
     preferred = bool(limits.preferred_rows) and limits.preferred_rows[-1] in sums
     assert bool(batch) == (closed or ripe or preferred)
+
+
+patience = st.none() | st.floats(NOW_S - 3, NOW_S + 3)
+
+
+@st.composite
+def standing_queues(draw: st.DrawFn) -> list[list[Pending]]:
+    """Levels of waiting requests, some of which have to let others go first."""
+    return [
+        [
+            pending(arrived_s=arrived_s, standing=Standing(level, yields_s=draw(patience)))
+            for arrived_s in sorted(draw(st.lists(times, max_size=5)))
+        ]
+        for level in range(draw(st.integers(1, 3)))
+    ]
+
+
+@given(standing_queues())
+def test_requests_are_served_by_level_then_those_with_patience_then_by_arrival(levels: list[list[Pending]]) -> None:
+    def place(each: Pending) -> tuple[int, bool, float]:
+        yields_s = each.standing.yields_s
+        return each.standing.level, yields_s is not None and yields_s <= NOW_S, each.arrived_s
+
+    served: list[Pending] = []
+    while batch := choose(levels, NOW_S, ALONE).batch:
+        served += batch
+        for level in levels:
+            level[:] = [each for each in level if each not in batch]
+    assert served == sorted(served, key=place)
+    assert not any(levels)
+
+
+def test_a_batch_is_filled_up_from_lower_levels() -> None:
+    high, low = waiting_rows(1, 1), waiting_rows(2)
+    assert choose([high, low], NOW_S, GREEDY).batch == [*high, *low]
+
+
+def test_a_batch_of_two_levels_is_ripe_when_its_oldest_has_waited_long_enough() -> None:
+    high, low = waiting_rows(1), waiting_rows(1, arrived_s=NOW_S - 5)
+    assert choose([high, low], NOW_S, PATIENT).batch == [*high, *low]
 
 
 def test_nothing_is_chosen_of_nothing() -> None:
@@ -211,11 +252,11 @@ def test_rule_4_runs_everything_when_no_preferred_size_can_be_filled() -> None:
 
 
 def test_a_waiting_batch_is_looked_at_when_the_first_of_its_deadlines_passes() -> None:
-    waiting = [pending(arrived_s=NOW_S, deadline_s=NOW_S + 2), pending(arrived_s=NOW_S, deadline_s=NOW_S + 1)]
+    waiting = [pending(arrived_s=NOW_S, expires_s=NOW_S + 2), pending(arrived_s=NOW_S, expires_s=NOW_S + 1)]
     assert run(waiting, PATIENT) == Choice(look_again_s=NOW_S + 1)
 
 
 @pytest.mark.parametrize("limits", [ALONE, GREEDY, PATIENT, PREFERRING])
 def test_an_expired_request_is_refused_and_does_not_hold_up_the_next(limits: BatchLimits) -> None:
-    expired, alive = pending(rows=8, deadline_s=NOW_S), pending(deadline_s=math.inf)
+    expired, alive = pending(rows=8, expires_s=NOW_S), pending(expires_s=math.inf)
     assert run([expired, alive], limits) == Choice([alive], [expired])

@@ -9,13 +9,14 @@ import pytest
 from tests.unit.builders import PATIENCE_S, Replies, request
 
 from preheat.errors import ExecutionFailed, InternalError, RequestCancelled
-from preheat.scheduling.pending import Answer, Pending
+from preheat.scheduling.pending import Admitted, Answer, Pending
+from preheat.scheduling.queue_policy import Standing
 
 LATE, FIRST = RequestCancelled("late"), ExecutionFailed("first")
 
 
 def owed(reply: Callable[[Answer], None], settle: Callable[[Pending, Answer], None] = lambda *_: None) -> Pending:
-    return Pending(request(), reply, inputs={}, rows=1, batch_key=(), arrived_s=0.0, settle=settle)
+    return Pending(request(), reply, admitted=Admitted({}, 1, ()), arrived_s=0.0, standing=Standing(), settle=settle)
 
 
 def test_the_first_answer_is_given_and_later_ones_are_not() -> None:

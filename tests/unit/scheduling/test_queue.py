@@ -103,7 +103,7 @@ def test_what_leaves_the_queue_makes_room_in_requests_and_bytes(release: str) ->
 
 def test_an_expired_request_makes_room_as_well() -> None:
     requests = queue(max_requests=2, max_bytes=10)
-    expired = pending(payload_bytes=10, deadline_s=0.0)
+    expired = pending(payload_bytes=10, expires_s=0.0)
     requests.put(expired)
     assert requests.take() == Choice([], [expired])
     assert requests.put(pending(payload_bytes=5))
@@ -192,7 +192,7 @@ def test_a_lone_request_runs_when_its_delay_is_over() -> None:
 def test_a_request_that_expires_while_its_batch_grows_is_refused_then() -> None:
     requests = queue(PATIENT_PAIRS)
     now_s = time.monotonic()
-    brief = pending(arrived_s=now_s, deadline_s=now_s + 0.02)
+    brief = pending(arrived_s=now_s, expires_s=now_s + 0.02)
     requests.put(brief)
     assert background(requests.take).result(PATIENCE_S) == Choice([], [brief])
 
@@ -223,7 +223,7 @@ def test_many_producers_and_workers_lose_no_request_and_share_none() -> None:
         start.wait(PATIENCE_S)
         for number in range(each_puts):
             # Every tenth has expired before it comes.
-            each = pending(key=key, deadline_s=0.0 if number % 10 == 0 else None)
+            each = pending(key=key, expires_s=0.0 if number % 10 == 0 else None)
             put.append(each)
             assert requests.put(each)
 

@@ -126,7 +126,7 @@ def test_a_worker_outlives_whatever_its_session_raises(error: BaseException) -> 
 def test_an_expired_request_is_refused_without_being_run() -> None:
     model, replies = Recording(), Replies()
     with started(model) as (_, queue):
-        queue.put(pending(deadline_s=0.0, reply=replies))
+        queue.put(pending(expires_s=0.0, reply=replies))
         assert isinstance(replies.wait(), RequestTimeout)
     assert model.names == ["open", "close session"]
 
