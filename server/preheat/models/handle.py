@@ -21,6 +21,7 @@ from preheat.messages import InferRequest, ModelMetadata, TensorMetadata
 from preheat.models.lifecycle import Lifecycle
 from preheat.repository.completion import CompletedConfiguration
 from preheat.scheduling.admission import Gate
+from preheat.scheduling.padding import Padding
 from preheat.scheduling.pending import Answer, Pending, Reply
 from preheat.scheduling.queue import RequestQueue
 from preheat.scheduling.queue_policy import QueuePolicies
@@ -89,7 +90,12 @@ class Handle:
         self.completed = completed
         self._engines = engines
         self._observer = observer
-        self._gate = Gate(self.name, completed.client_signature, completed.reshapes)
+        self._gate = Gate(
+            self.name,
+            completed.client_signature,
+            padding=Padding(completed.signature, completed.buckets, completed.pad_values),
+            reshapes=completed.reshapes,
+        )
         batching = completed.configuration.batching
         self._policies = QueuePolicies() if batching is None else batching.queues
         self._idle = threading.Condition(threading.Lock())

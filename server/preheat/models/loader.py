@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, replace
 
-from preheat.backend import Backend, Instance, Model, ModelSource, RequestSession, Session
-from preheat.errors import BackendMissing
+from preheat.backend import Backend, Model, ModelSource
+from preheat.errors import BackendMissing, InvalidConfig
+from preheat.models.assembly import batch_limits, start_engines
 from preheat.models.handle import Engines, Handle, close_model
 from preheat.models.lifecycle import Lifecycle
 from preheat.models.placement import Placement, place
@@ -14,11 +15,8 @@ from preheat.repository.completion import CompletedConfiguration, complete
 from preheat.repository.config_json import as_json
 from preheat.repository.configuration import ModelConfiguration
 from preheat.repository.scan import ModelFolder
-from preheat.scheduling.batching import BatchLimits
-from preheat.scheduling.execution import Executor
 from preheat.scheduling.queue import RequestQueue
-from preheat.scheduling.warmup import WarmupBatch, default_buckets, plan_samples, plan_warmup
-from preheat.scheduling.worker import WarmupPlan, Worker
+from preheat.scheduling.warming import WarmupReport
 from preheat.telemetry.events import Observer, VersionLoaded
 
 
@@ -33,10 +31,11 @@ class LoadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A warm version that nobody can reach yet, and the event to state once they can."""
+    """A warm version that nobody can reach yet, the event to state once they can, and each instance's warm-up."""
 
     handle: Handle
     event: VersionLoaded
+    reports: Sequence[WarmupReport]
 
 
 class Loader:
@@ -58,15 +57,11 @@ class Loader:
         placements = place(configuration, backend.hardware().devices)
         sources = [self._source(folder, version, placement, placements) for placement in placements]
         completed = complete(configuration, backend.complete(sources[0]))
-        sources = [replace(source, config=as_json(completed.proto)) for source in sources]
+        sources = [replace(source, config=as_json(completed.proto), buckets=completed.buckets) for source in sources]
         engines = self._start(version, completed, sources, _load_models(backend, sources, completed))
-        warmup_s = _wait_until_warm(engines)
-        load_s = time.monotonic() - started_s - warmup_s
+        reports = _wait_until_warm(engines)
         handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
-        devices = [placement.device for placement in placements]
-        return Loaded(
-            handle, VersionLoaded(configuration.name, version, configuration.backend, devices, load_s, warmup_s)
-        )
+        return Loaded(handle, _event(lifecycle, completed, sources, reports, time.monotonic() - started_s), reports)
 
     def describe(self, folder: ModelFolder, version: int) -> CompletedConfiguration:
         """The effective configuration, without loading."""
@@ -100,51 +95,42 @@ class Loader:
         )
 
     def _start(
-        self,
-        version: int,
-        completed: CompletedConfiguration,
-        sources: Sequence[ModelSource],
-        models: Sequence[Model],
+        self, version: int, completed: CompletedConfiguration, sources: Sequence[ModelSource], models: Sequence[Model]
     ) -> Engines:
-        """Start a worker for each instance; they open their sessions and warm them at the same time."""
         configuration = completed.configuration
-        buckets = configuration.server.buckets or default_buckets(configuration.max_batch_size)
-        executor = Executor(
-            configuration.name,
-            version,
-            signature=completed.signature,
-            buckets=buckets if any(model.specializes_on_shape for model in models) else (),
-            observer=self._observer,
-            reshapes=completed.reshapes,
-        )
         queue = RequestQueue(
-            _batch_limits(configuration),
+            batch_limits(configuration),
             max_requests=self._limits.max_queue_requests,
             max_bytes=self._limits.max_queue_bytes,
             policies=configuration.batching.queues if configuration.batching else None,
         )
-        places = [
-            (source, model) for source, model in zip(sources, models, strict=True) for _ in range(source.instances)
-        ]
-        workers = [
-            Worker(
-                model,
-                Instance(ordinal, source.device, source.threads),
-                name=f"{configuration.name}/{version} instance {ordinal}",
-                plan=_warmup_plan(completed, buckets),
-                executor=executor,
-                queue=queue,
-            )
-            for ordinal, (source, model) in enumerate(places)
-        ]
-        engines = Engines(models, workers, queue)
         try:
-            for worker in workers:
-                worker.start()
-        except BaseException:
-            engines.close()
+            return start_engines(version, completed, sources, models, queue=queue, observer=self._observer)
+        except InvalidConfig:
+            _close_models(models)
             raise
-        return engines
+
+
+def _event(
+    lifecycle: Lifecycle,
+    completed: CompletedConfiguration,
+    sources: Sequence[ModelSource],
+    reports: Sequence[WarmupReport],
+    seconds: float,
+) -> VersionLoaded:
+    warmup_s = max(report.seconds for report in reports)
+    compilations = [each for report in reports for step in report.steps for each in step.compilations]
+    return VersionLoaded(
+        lifecycle.model,
+        lifecycle.version,
+        completed.configuration.backend,
+        [source.device for source in sources],
+        load_s=seconds - warmup_s,
+        warmup_s=warmup_s,
+        instances=len(reports),
+        compiled=len(compilations),
+        cached=sum(each.cached for each in compilations),
+    )
 
 
 def _load_models(backend: Backend, sources: Sequence[ModelSource], completed: CompletedConfiguration) -> list[Model]:
@@ -154,35 +140,22 @@ def _load_models(backend: Backend, sources: Sequence[ModelSource], completed: Co
         for source in sources:
             models.append(backend.load(source, completed.signature))  # noqa: PERF401 - what is loaded must be known on failure
     except BaseException:
-        for model in models:
-            close_model(model)
+        _close_models(models)
         raise
     return models
 
 
-def _wait_until_warm(engines: Engines) -> float:
-    """Block until every worker is warm; the seconds of the slowest. If one fails, stop all and raise why."""
+def _close_models(models: Sequence[Model]) -> None:
+    for model in models:
+        close_model(model)
+
+
+def _wait_until_warm(engines: Engines) -> Sequence[WarmupReport]:
+    """Block until every worker is warm; what each did. If one fails, stop all and raise why."""
     futures = [worker.warm for worker in engines.workers]
     wait(futures, return_when=FIRST_EXCEPTION)
     try:
-        return max(future.result() for future in futures)
+        return [future.result() for future in futures]
     except BaseException:  # a model that calls sys.exit() too leaves nothing behind
         engines.close()
         raise
-
-
-def _warmup_plan(completed: CompletedConfiguration, buckets: Sequence[int]) -> WarmupPlan:
-    def plan(session: Session) -> Sequence[WarmupBatch]:
-        # A session that sees requests whole may have side effects: only what the configuration asks for is run.
-        if isinstance(session, RequestSession):
-            return plan_samples(completed.signature, completed.configuration.samples)
-        return plan_warmup(completed.signature, buckets, completed.configuration.samples)
-
-    return plan
-
-
-def _batch_limits(configuration: ModelConfiguration) -> BatchLimits:
-    policy = configuration.batching
-    if policy is None:
-        return BatchLimits(max_rows=max(1, configuration.max_batch_size))
-    return BatchLimits(configuration.max_batch_size, True, policy.preferred_rows, policy.max_delay_s)  # noqa: FBT003

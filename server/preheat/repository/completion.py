@@ -6,13 +6,15 @@ The file wins where it speaks, but it cannot contradict the artifact: a differen
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from preheat.backend import Dimension, PartialConfig, Signature, TensorSpec
+from preheat.backend import Buckets, Dimension, PartialConfig, Signature, TensorSpec
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
 from preheat.repository.axes import axis_renames, merge_dimensions, rename_axes, tie_axes
 from preheat.repository.batching_policy import BatchingPolicy
+from preheat.repository.buckets import pad_values, read_buckets
 from preheat.repository.configuration import ModelConfiguration
 from preheat.repository.declarations import datatype_value
+from preheat.scheduling.padding import PadValues
 from preheat.scheduling.reshaping import Reshape
 from preheat.tensors import Array
 
@@ -26,13 +28,16 @@ class CompletedConfiguration:
     """A configuration with nothing left open.
 
     ``signature`` is the model's, ``client_signature`` what clients see: they differ by ``reshapes``, by tensor name.
-    ``origins`` says for each field of ``proto`` where its value came from.
+    ``buckets`` are the shapes to warm, and ``pad_values`` what inputs are padded to them with. ``origins`` says for
+    each field of ``proto`` where its value came from.
     """
 
     configuration: ModelConfiguration
     signature: Signature
     client_signature: Signature
     reshapes: Mapping[str, Reshape]
+    buckets: Buckets
+    pad_values: PadValues
     proto: pb.ModelConfig
     origins: Mapping[str, str]
 
@@ -40,13 +45,13 @@ class CompletedConfiguration:
 def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> CompletedConfiguration:
     """Merge what the file and the artifact say. Raises InvalidConfig where they disagree or neither says enough."""
     configuration = _adopt_batching(configuration, artifact)
-    _check_row_independence(configuration, artifact)
+    row_independent = _row_independent(configuration, artifact)
     artifact_outputs = _rename_outputs(configuration, artifact)
     renames = axis_renames(configuration, (*artifact.inputs, *artifact_outputs))
     inputs = _merge(configuration, "input", configuration.inputs, rename_axes(artifact.inputs, renames))
     outputs = _merge(configuration, "output", configuration.outputs, rename_axes(artifact_outputs, renames))
     inputs, outputs = tie_axes(configuration, inputs, outputs)
-    signature = Signature(inputs, outputs, configuration.max_batch_size, artifact.row_independent)
+    signature = Signature(inputs, outputs, configuration.max_batch_size, row_independent)
     reshapes = {
         spec.name: Reshape(_client_shape(configuration.client_shapes[spec.name], spec), spec.shape)
         for spec in (*inputs, *outputs)
@@ -56,10 +61,18 @@ def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> Comp
         signature, inputs=_as_clients_see(inputs, reshapes), outputs=_as_clients_see(outputs, reshapes)
     )
     _check_axis_names(configuration, client_signature)
-    _check_buckets(configuration)
     _check_samples(configuration, signature)
     proto, origins = _complete_proto(configuration, client_signature)
-    return CompletedConfiguration(configuration, signature, client_signature, reshapes, proto, origins)
+    return CompletedConfiguration(
+        configuration,
+        signature,
+        client_signature,
+        reshapes,
+        read_buckets(configuration, signature),
+        pad_values(configuration, signature),
+        proto,
+        origins,
+    )
 
 
 def _adopt_batching(configuration: ModelConfiguration, artifact: PartialConfig) -> ModelConfiguration:
@@ -81,13 +94,22 @@ def _as_clients_see(specs: Sequence[TensorSpec], reshapes: Mapping[str, Reshape]
     return tuple(replace(spec, shape=reshapes[spec.name].client) if spec.name in reshapes else spec for spec in specs)
 
 
-def _check_row_independence(configuration: ModelConfiguration, artifact: PartialConfig) -> None:
+def _row_independent(configuration: ModelConfiguration, artifact: PartialConfig) -> bool:
+    """Whether a row's answer depends on no other row; raises InvalidConfig if it does and batching is not accepted."""
+    declared = configuration.server.row_independent
+    if declared and not artifact.row_independent:
+        raise InvalidConfig(
+            f"{configuration.file}: parameters: preheat.row_independent: true: the artifact says that its answers "
+            "depend on the rows they share a batch with; accept that with preheat.accept_row_dependence: true"
+        )
+    independent = artifact.row_independent and declared is not False
     accepted = configuration.server.accept_row_dependence or configuration.batching is None
-    if not artifact.row_independent and not accepted:
+    if not independent and not accepted:
         raise InvalidConfig(
             f"{configuration.file}: dynamic_batching: each answer of this model depends on the rows it shares a batch "
             "with; remove dynamic_batching, or accept that with parameter preheat.accept_row_dependence: true"
         )
+    return independent
 
 
 def _rename_outputs(configuration: ModelConfiguration, artifact: PartialConfig) -> Sequence[TensorSpec]:
@@ -198,15 +220,6 @@ def _check_axis_names(configuration: ModelConfiguration, signature: Signature) -
             )
 
 
-def _check_buckets(configuration: ModelConfiguration) -> None:
-    buckets = configuration.server.buckets
-    if buckets and buckets[-1] != configuration.max_batch_size:
-        raise InvalidConfig(
-            f"{configuration.file}: parameters: preheat.buckets: the largest must be max_batch_size, "
-            f"{configuration.max_batch_size}, it is {buckets[-1]}"
-        )
-
-
 def _check_samples(configuration: ModelConfiguration, signature: Signature) -> None:
     """Warm-up samples must be requests that the signature would admit."""
     for sample in configuration.samples:
@@ -249,6 +262,8 @@ def _complete_proto(configuration: ModelConfiguration, signature: Signature) -> 
     if configuration.batching is not None and not proto.HasField("dynamic_batching"):
         proto.dynamic_batching.SetInParent()
         origins["dynamic_batching"] = FROM_ARTIFACT
+    if not signature.row_independent:
+        proto.parameters["preheat.row_independent"].string_value = "false"
     proto.name = configuration.name
     proto.backend = configuration.backend
     if not proto.HasField("version_policy"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preheat.backend import Dimension
+from preheat.backend import Dimension, Outside
 from preheat.errors import InvalidConfig
 
 _PREFIX = "preheat."
@@ -17,13 +17,20 @@ class ServerParameters:
     """What a model's configuration asks of the server itself.
 
     ``buckets``: batch sizes to warm (and to pad to, for engines that specialize on shape); empty is powers of two.
-    ``threads``: intra-op threads of each instance; None shares the cores out evenly. ``accept_row_dependence``: batch
-    a model whose answers depend on batch peers. ``axis_names``: names for a tensor's axes. ``dimensions``: bounds of
-    named axes.
+    ``size_buckets``: sizes to warm and to pad to, by dimension. ``pads``: what inputs are padded with, as written.
+    ``outside_buckets``: what becomes of sizes beyond them. ``padding_tolerance``: by how much of an output's largest
+    value padding may change it. ``threads``: intra-op threads of each instance; None shares the cores out evenly.
+    ``row_independent`` False: answers depend on batch peers; ``accept_row_dependence``: batch them all the same.
+    ``axis_names``: names for a tensor's axes. ``dimensions``: bounds of named axes.
     """
 
     buckets: tuple[int, ...] = ()
+    size_buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pads: Mapping[str, str] = field(default_factory=dict)
+    outside_buckets: Outside | None = None
+    padding_tolerance: float | None = None
     threads: int | None = None
+    row_independent: bool | None = None
     accept_row_dependence: bool = False
     axis_names: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
     dimensions: Mapping[str, Dimension] = field(default_factory=dict)
@@ -32,24 +39,26 @@ class ServerParameters:
 def parse_server_parameters(values: Mapping[str, str], file: Path) -> tuple[ServerParameters, dict[str, str]]:
     """Split a model's parameters into the server's, parsed, and the backend's, unread. Raises InvalidConfig."""
     fields: dict[str, object] = {}
-    axis_names: dict[str, tuple[str | None, ...]] = {}
-    dimensions: dict[str, Dimension] = {}
+    families: dict[str, dict[str, object]] = {family.field: {} for family in _FAMILIES.values()}
     for key in (key for key in values if key.startswith(_PREFIX)):
         kind, _, subject = key.removeprefix(_PREFIX).partition(".")
         try:
-            if kind == "shape" and subject:
-                axis_names[subject] = _parse_axis_names(values[key])
-            elif kind == "dimension" and subject:
-                dimensions[subject] = _parse_dimension(subject, values[key])
+            if kind in _FAMILIES and subject:
+                family = _FAMILIES[kind]
+                families[family.field][subject] = family.parse(subject, values[key])
             elif kind in _PARSERS and not subject:
                 fields[kind] = _PARSERS[kind](values[key])
             else:
-                allowed = ", ".join(_PREFIX + name for name in (*_PARSERS, "shape.TENSOR", "dimension.NAME"))
-                raise InvalidConfig(f"{file}: parameters: {key}: unknown parameter; the server's are {allowed}")
+                raise InvalidConfig(f"{file}: parameters: {key}: unknown parameter; the server's are {_allowed()}")
         except ValueError as exc:
             raise InvalidConfig(f"{file}: parameters: {key}: {values[key]!r}: {exc}") from exc
     rest = {key: value for key, value in values.items() if not key.startswith(_PREFIX)}
-    return ServerParameters(axis_names=axis_names, dimensions=dimensions, **fields), rest  # type: ignore[arg-type]
+    return ServerParameters(**families, **fields), rest  # type: ignore[arg-type]
+
+
+def _allowed() -> str:
+    families = (f"{kind}.{family.subject}" for kind, family in _FAMILIES.items())
+    return ", ".join(_PREFIX + name for name in (*_PARSERS, *families))
 
 
 def _parse_buckets(text: str) -> tuple[int, ...]:
@@ -90,8 +99,45 @@ def _parse_dimension(name: str, text: str) -> Dimension:
     return dimension
 
 
+def _parse_outside(text: str) -> Outside:
+    try:
+        return Outside(text)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(each.value for each in Outside)}") from None
+
+
+def _parse_tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ValueError("must be a share from 0 up to 1, such as 0.01")
+    return value
+
+
 _PARSERS: Mapping[str, Callable[[str], object]] = {
     "buckets": _parse_buckets,
     "threads": _parse_count,
     "accept_row_dependence": _parse_boolean,
+    "row_independent": _parse_boolean,
+    "outside_buckets": _parse_outside,
+    "padding_tolerance": _parse_tolerance,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Keys that go on with a name, which says whose they are: ``parse(name, text)``."""
+
+    field: str
+    subject: str
+    parse: Callable[[str, str], object]
+
+
+_FAMILIES: Mapping[str, _Family] = {
+    "shape": _Family("axis_names", "TENSOR", lambda _, text: _parse_axis_names(text)),
+    "dimension": _Family("dimensions", "NAME", _parse_dimension),
+    "buckets": _Family("size_buckets", "NAME", lambda _, text: _parse_buckets(text)),
+    "pad": _Family("pads", "TENSOR", lambda _, text: text),
 }

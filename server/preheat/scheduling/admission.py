@@ -2,7 +2,7 @@
 
 Nothing unchecked reaches a backend: an engine that trusts its caller reads out of bounds on a wrong shape. Checks run
 in the order in which Triton runs them, so that a request with several faults names the same one: outputs, number and
-names of inputs, batch axis, datatype, shape, named dimensions, payload.
+names of inputs, batch axis, datatype, shape, named dimensions, payload; and last, buckets, which Triton has not.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from preheat.backend import Dimension, Signature, TensorSpec
 from preheat.errors import InvalidRequest
 from preheat.messages import InferRequest, InputTensor
+from preheat.scheduling.padding import Padding
 from preheat.scheduling.pending import Admitted
 from preheat.scheduling.reshaping import Reshape
 from preheat.tensors import Array, from_raw
@@ -22,9 +23,12 @@ _MAX_ELEMENTS = 2**40
 class Gate:
     """Admits requests to one model version. Immutable after construction: any thread may call it."""
 
-    def __init__(self, model: str, signature: Signature, reshapes: Mapping[str, Reshape] | None = None) -> None:
+    def __init__(
+        self, model: str, signature: Signature, *, padding: Padding, reshapes: Mapping[str, Reshape] | None = None
+    ) -> None:
         """``signature`` is what clients see; inputs in ``reshapes`` are handed on in the model's shape."""
         self._model = model
+        self._padding = padding
         self._signature = signature
         self._reshapes = reshapes or {}
         self._inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in signature.inputs}
@@ -45,11 +49,10 @@ class Gate:
                 self._check_tensor(tensor)
             self._check_named_dimensions(request.inputs)
             inputs = {tensor.name: self._reshape(tensor.name, self._view(tensor)) for tensor in request.inputs}
+            self._padding.refuse_outside(self._model, inputs)
         except InvalidRequest as exc:
             raise InvalidRequest(f"[request id: {request.id or '<id_unknown>'}] {exc}") from exc.__cause__
-        skip = int(self._signature.batches)
-        batch_key = tuple(sorted((name, array.shape[skip:]) for name, array in inputs.items()))
-        return Admitted(inputs, rows, batch_key)
+        return Admitted(inputs, rows, self._padding.key(inputs))
 
     def _check_outputs(self, requested: Sequence[str]) -> None:
         for position, name in enumerate(requested):

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from preheat.backend import Request, RequestSession, Response, Session, Signature, TensorSession
+from preheat.backend import Outside, Request, RequestSession, Response, Session, Signature, TensorSession
+from preheat.compilations import Compilation, CompilationKind, report_compilation
 from preheat.errors import ExecutionFailed, InternalError, RequestTimeout, ServingError
 from preheat.messages import NO_PARAMETERS, InferResponse, OutputTensor, Parameter
-from preheat.scheduling.collation import OutputCheck, bucket_for, collate, cut
-from preheat.scheduling.pending import Answer, Pending
+from preheat.scheduling.output_check import OutputCheck
+from preheat.scheduling.padding import Padding
+from preheat.scheduling.pending import Answer, BatchKey, Pending
 from preheat.scheduling.reshaping import Reshape
 from preheat.scheduling.warmup import WarmupBatch
 from preheat.telemetry.events import BatchExecuted, Observer
@@ -29,8 +31,8 @@ class _Stages:
 class Executor:
     """Runs batches of one model version on whichever instance's session it is given.
 
-    Holds no mutable state: every instance thread calls the same executor. ``buckets`` are the batch sizes to pad to;
-    empty to run batches at their own size.
+    Holds no mutable state: every instance thread calls the same executor. ``outside`` says how a batch runs whose
+    shape is outside every bucket.
     """
 
     def __init__(
@@ -39,7 +41,8 @@ class Executor:
         version: int,
         *,
         signature: Signature,
-        buckets: Sequence[int],
+        padding: Padding,
+        outside: Outside = Outside.REFUSE,
         observer: Observer,
         reshapes: Mapping[str, Reshape] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -48,7 +51,8 @@ class Executor:
         self._model = model
         self._version = version
         self._signature = signature
-        self._buckets = buckets
+        self._padding = padding
+        self._outside = outside
         self._observer = observer
         self._clock = clock
         self._check = OutputCheck(model, signature)
@@ -81,7 +85,8 @@ class Executor:
                     raise outcome
             return
         rows = len(batch.parts) if self._signature.batches else None
-        self._infer(session, collate(batch.parts, self._padded(rows)) if rows else batch.parts[0], rows)
+        key = self._padding.key(batch.parts[0]) if batch.key is None else batch.key
+        self._infer(session, batch.parts, rows, key)
 
     def _run_and_answer(self, session: Session, live: Sequence[Pending]) -> None:
         started_s = self._clock()
@@ -106,11 +111,7 @@ class Executor:
         if isinstance(session, RequestSession):
             return self._run_requests(session, live)
         rows = sum(pending.rows for pending in live) if self._signature.batches else None
-        parts = [pending.inputs for pending in live]
-        inputs = parts[0] if rows is None else collate(parts, self._padded(rows))
-        collated_s = self._clock()
-        outputs = self._infer(session, inputs, rows)
-        stages = _Stages(collated_s, self._clock())
+        outputs, stages = self._infer(session, [pending.inputs for pending in live], rows, live[0].batch_key)
         return self._split(live, outputs), stages
 
     def _run_requests(self, session: RequestSession, live: Sequence[Pending]) -> tuple[Sequence[Answer], _Stages]:
@@ -147,23 +148,36 @@ class Executor:
         except ExecutionFailed as exc:
             return exc
 
-    def _infer(self, session: Session, inputs: Tensors, rows: int | None) -> Tensors:
+    def _infer(
+        self, session: Session, parts: Sequence[Tensors], rows: int | None, key: BatchKey
+    ) -> tuple[Tensors, _Stages]:
+        """Run ``parts`` as one batch, padded; the outputs as they come, checked."""
         if not isinstance(session, TensorSession):
             raise TypeError(f"{type(session).__name__} is neither a TensorSession nor a RequestSession")
-        outputs = session.infer(inputs)
-        return self._check.check(outputs, inputs, None if rows is None else self._padded(rows))
+        eagerly = self._outside is Outside.EAGER and not self._padding.fits(key)
+        if rows is not None and not eagerly:
+            rows = self._padding.bucket_rows(rows)
+        inputs = self._padding.collate(parts, rows, key)
+        collated_s = self._clock()
+        outputs = self._infer_eagerly(session, inputs) if eagerly else session.infer(inputs)
+        stages = _Stages(collated_s, self._clock())
+        return self._check.check(outputs, inputs, rows), stages
 
-    def _padded(self, rows: int) -> int:
-        return bucket_for(rows, self._buckets)
+    def _infer_eagerly(self, session: TensorSession, inputs: Tensors) -> Tensors:
+        started_s = self._clock()
+        outputs = session.infer_eagerly(inputs)
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        report_compilation(Compilation(CompilationKind.EAGER, shapes, self._clock() - started_s))
+        return outputs
 
     def _split(self, live: Sequence[Pending], outputs: Tensors) -> list[Answer]:
         if not self._signature.batches:
-            return [self._respond(live[0], outputs)]
+            return [self._respond(live[0], self._padding.cut(outputs, live[0].inputs, None))]
         answers: list[Answer] = []
         stop = 0
         for pending in live:
             start, stop = stop, stop + pending.rows
-            answers.append(self._respond(pending, cut(outputs, start, stop)))
+            answers.append(self._respond(pending, self._padding.cut(outputs, pending.inputs, slice(start, stop))))
         return answers
 
     def _respond(

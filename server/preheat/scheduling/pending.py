@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 Answer: TypeAlias = InferResponse | ServingError
 # Arrays in an answer may be overwritten once the call returns: a reply encodes or copies them before that.
 Reply: TypeAlias = Callable[[Answer], None]
-# Requests share a batch only if their keys are equal: for each input present, its name and its shape without the
-# batch axis.
+# Requests share a batch only if their keys are equal: for each input present, its name and the shape that it is padded
+# to, without the batch axis.
 BatchKey: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
 

@@ -1,16 +1,24 @@
 """What a session runs before it is announced: every bucket, then the configured samples.
 
-Synthetic inputs are zeros, the one value valid as token, index, mask and image alike; variable dimensions take their
-smallest size. A model for which zeros are no valid input gets its own through ``model_warmup``.
+Synthetic inputs are zeros, the one value valid as token, index, mask and image alike. A varying dimension without
+buckets takes its two smallest sizes, since compilers treat a size of 1 apart. A model for which that is no valid input
+gets its own through ``model_warmup``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations, product
 
 import numpy as np
 
-from preheat.backend import Dimension, Signature, TensorSpec
+from preheat.backend import Buckets, Dimension, Signature, TensorSpec
+from preheat.errors import InvalidConfig
+from preheat.scheduling.pending import BatchKey
 from preheat.tensors import Array, Tensors, zeros
+
+# With more optional inputs than this, only none, each one and all of them are warmed.
+_ALL_COMBINATIONS = 4
+_MAX_BATCHES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +33,32 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class WarmupBatch:
-    """One execution of the warm-up: ``parts`` go through the collate path as requests of one row would."""
+    """One execution of the warm-up: ``parts`` go through the collate path as requests of one row would.
+
+    They are padded to the shapes of ``key``; None: to those that their own would be padded to.
+    """
 
     label: str
     parts: Sequence[Tensors]
+    key: BatchKey | None = None
 
 
-def default_buckets(max_batch_size: int) -> tuple[int, ...]:
-    """Powers of two up to, and always including, ``max_batch_size``: 6 gives 1, 2, 4, 6. None without a batch axis."""
-    if max_batch_size < 1:
-        return ()
-    powers = (1 << exponent for exponent in range(max_batch_size.bit_length()))
-    return tuple(sorted({*powers, max_batch_size}))
+def plan_warmup(signature: Signature, buckets: Buckets, samples: Sequence[Sample]) -> list[WarmupBatch]:
+    """Every bucket, with the first sample's row where that fits and zeros elsewhere, then each sample as configured.
 
-
-def plan_warmup(signature: Signature, buckets: Sequence[int], samples: Sequence[Sample]) -> list[WarmupBatch]:
-    """Every bucket with the first sample's row (or zeros), largest first, then each sample as configured.
-
-    Largest first, so that memory is reserved once at its peak and a batch that cannot fit fails early.
+    Where a varying dimension has no buckets, the sample's size is the one that is run. Largest first, so that memory is
+    reserved once at its peak and a batch that cannot fit fails early. Raises InvalidConfig if the buckets multiply
+    beyond reason.
     """
-    row = samples[0].inputs if samples else synthetic_row(signature)
-    part = _with_batch_axis(row) if signature.batches else row
-    sizes = sorted(buckets, reverse=True) if signature.batches else [1]
-    batches = [WarmupBatch(f"batch {size}" if signature.batches else "one request", [part] * size) for size in sizes]
+    rows = sorted(buckets.rows, reverse=True) if signature.batches else [None]
+    sample = samples[0].inputs if samples else {}
+    shapes = list(_shapes(signature, buckets, sample))
+    if len(rows) * len(shapes) > _MAX_BATCHES:
+        raise InvalidConfig(
+            f"{len(rows)} batch sizes times {len(shapes)} combinations of sizes and optional inputs would have to be "
+            f"warmed, at most {_MAX_BATCHES} can be: declare fewer buckets"
+        )
+    batches = [_bucket_batch(count, shape, sample) for count in rows for shape in shapes]
     return batches + plan_samples(signature, samples)
 
 
@@ -62,19 +73,71 @@ def plan_samples(signature: Signature, samples: Sequence[Sample]) -> list[Warmup
     ]
 
 
-def synthetic_row(signature: Signature) -> Tensors:
-    """Zeros for every required input, without batch axis."""
-    return {spec.name: _zeros(spec) for spec in signature.inputs if not spec.optional}
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Sizes for the varying axes, by :func:`axis_key`, and which inputs are there."""
+
+    sizes: Mapping[str, int]
+    inputs: tuple[TensorSpec, ...]
 
 
-def _zeros(spec: TensorSpec) -> Array:
-    return zeros(spec.datatype, tuple(_smallest(dimension) for dimension in spec.shape))
+def axis_key(spec: TensorSpec, index: int) -> str:
+    """What ties axis ``index`` of ``spec`` to others: its name, or nothing but its place."""
+    return spec.shape[index].name or f"{spec.name}[{index}]"
 
 
-def _smallest(dimension: Dimension) -> int:
-    """The smallest allowed size that is not empty."""
-    least = max(1, dimension.minimum)
-    return -(-least // dimension.multiple_of) * dimension.multiple_of
+def least_size(dimension: Dimension, *, above: int = 0) -> int | None:
+    """The smallest allowed size that is greater than ``above``; None if there is none."""
+    step = dimension.multiple_of
+    size = -(-max(above + 1, dimension.minimum) // step) * step
+    return size if dimension.allows(size) else None
+
+
+def _shapes(signature: Signature, buckets: Buckets, sample: Tensors) -> Iterator[_Shape]:
+    """Every combination of sizes and of optional inputs, the largest sizes first."""
+    choices: dict[str, Sequence[int]] = {}
+    for spec in signature.inputs:
+        for index, axis in enumerate(spec.shape):
+            if axis.size is not None:
+                continue
+            own = [sample[spec.name].shape[index]] if spec.name in sample else _two_smallest(axis)
+            choices[axis_key(spec, index)] = buckets.sizes.get(axis.name or "") or own
+    for sizes in product(*(sorted(sizes, reverse=True) for sizes in choices.values())):
+        for inputs in _input_sets(signature.inputs):
+            yield _Shape(dict(zip(choices, sizes, strict=True)), inputs)
+
+
+def _two_smallest(axis: Dimension) -> Sequence[int]:
+    first = least_size(axis)
+    second = None if first is None else least_size(axis, above=first)
+    return [size for size in (first, second) if size is not None]
+
+
+def _input_sets(specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, ...]]:
+    optional = [spec.name for spec in specs if spec.optional]
+    counts = range(len(optional) + 1) if len(optional) <= _ALL_COMBINATIONS else (0, 1, len(optional))
+    for present in chain.from_iterable(combinations(optional, count) for count in counts):
+        yield tuple(spec for spec in specs if not spec.optional or spec.name in present)
+
+
+def _bucket_batch(rows: int | None, shape: _Shape, sample: Tensors) -> WarmupBatch:
+    row = {spec.name: _input(spec, shape.sizes) for spec in shape.inputs}
+    key = tuple(sorted((name, array.shape) for name, array in row.items()))
+    if row.keys() == sample.keys() and all(
+        sample[name].ndim == array.ndim and all(map(int.__le__, sample[name].shape, array.shape))
+        for name, array in row.items()
+    ):
+        row = dict(sample)
+    words = [] if rows is None else [f"batch {rows}"]
+    words += [f"{name} {size}" for name, size in shape.sizes.items()]
+    words += [f"with {spec.name}" for spec in shape.inputs if spec.optional]
+    label = ", ".join(words) or "one request"
+    return WarmupBatch(label, [row] if rows is None else [_with_batch_axis(row)] * rows, key)
+
+
+def _input(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
+    shape = (sizes[axis_key(spec, index)] if axis.size is None else axis.size for index, axis in enumerate(spec.shape))
+    return zeros(spec.datatype, tuple(shape))
 
 
 def _with_batch_axis(row: Tensors) -> Tensors:

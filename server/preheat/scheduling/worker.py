@@ -2,40 +2,51 @@
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeAlias
 
 from preheat.backend import Instance, Model, Session
-from preheat.errors import InternalError, LoadFailed, ServingError, reason_of
+from preheat.compilations import recording
+from preheat.errors import InternalError
+from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.queue import RequestQueue
-from preheat.scheduling.warmup import WarmupBatch
+from preheat.scheduling.warming import WarmupReport
 
 log = logging.getLogger(__name__)
 
-WarmupPlan: TypeAlias = Callable[[Session], Sequence[WarmupBatch]]
+WarmUp: TypeAlias = Callable[[Session, CompilationRecord], WarmupReport]
 
 
 class Worker:
     """One instance of a model version, on a thread of its own for life.
 
     CUDA graphs, grad mode and thread counts belong to a thread, so what warms is what serves. The session never
-    leaves the thread. :attr:`warm` resolves to the seconds of warm-up, or to why the instance could not be made
-    ready; from then on the thread takes batches from ``queue`` until that is closed and empty.
+    leaves the thread. :attr:`warm` resolves to what the warm-up did, or to why the instance could not be made ready;
+    from then on the thread takes batches from ``queue`` until that is closed and empty. ``record`` gets whatever is
+    compiled on the thread.
     """
 
     def __init__(
-        self, model: Model, instance: Instance, *, name: str, plan: WarmupPlan, executor: Executor, queue: RequestQueue
+        self,
+        model: Model,
+        instance: Instance,
+        *,
+        name: str,
+        warm_up: WarmUp,
+        record: CompilationRecord,
+        executor: Executor,
+        queue: RequestQueue,
     ) -> None:
         self._model = model
         self._instance = instance
         self._name = name
-        self._plan = plan
+        self._warm_up = warm_up
+        self._record = record
         self._executor = executor
         self._queue = queue
-        self.warm: Future[float] = Future()
+        self.warm: Future[WarmupReport] = Future()
         # Daemon: a session that never returns must not keep the process from ending after the drain limit.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -49,31 +60,23 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        try:
-            session = self._model.open(self._instance)
-        except BaseException as exc:  # whatever a backend raises must reach who waits
-            self.warm.set_exception(exc)
-            return
-        try:
-            self.warm.set_result(self._warm(session))
-        except BaseException as exc:
-            self.warm.set_exception(exc)
-        else:
-            self._serve(session)
-        finally:
-            self._close(session)
-
-    def _warm(self, session: Session) -> float:
-        """Run the warm-up plan; the seconds it took."""
-        started_s = time.monotonic()
-        for batch in self._plan(session):
+        with recording(self._record.record):
             try:
-                self._executor.warm(session, batch)
+                session = self._model.open(self._instance)
+            except BaseException as exc:  # whatever a backend raises must reach who waits
+                self.warm.set_exception(exc)
+                return
+            try:
+                report = self._warm_up(session, self._record)
+                # Before anyone can know that it is warm: what is compiled from now on is cold.
+                self._record.ready = True
+                self.warm.set_result(report)
             except BaseException as exc:
-                if not isinstance(exc, ServingError):
-                    log.exception("warm-up of %s failed at %s", self._name, batch.label)
-                raise LoadFailed(f"warm-up of {self._name} failed at {batch.label}: {reason_of(exc)}") from exc
-        return time.monotonic() - started_s
+                self.warm.set_exception(exc)
+            else:
+                self._serve(session)
+            finally:
+                self._close(session)
 
     def _serve(self, session: Session) -> None:
         """Serve until the queue is closed and empty. Nothing ends this loop early: a READY model without it hangs."""

@@ -61,6 +61,7 @@ class VersionLoaded:
     """A model version has become READY.
 
     ``load_s`` is the seconds of reading, building and opening, ``warmup_s`` those of the slowest instance's warm-up.
+    ``compiled`` is how much was compiled meanwhile, of which ``cached`` was found in the compile cache.
     """
 
     model: str
@@ -69,9 +70,29 @@ class VersionLoaded:
     devices: Sequence[str]
     load_s: float
     warmup_s: float
+    instances: int = 1
+    compiled: int = 0
+    cached: int = 0
 
 
-Event: TypeAlias = BatchExecuted | RequestFailed | StateChanged | VersionLoaded
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Something was built on an instance's thread, or ran unbuilt: a :class:`preheat.compilations.Compilation`.
+
+    ``ready``: it was announced by then, so a request waited for it.
+    """
+
+    model: str
+    version: int
+    instance: int
+    kind: str
+    what: str
+    seconds: float
+    cached: bool
+    ready: bool
+
+
+Event: TypeAlias = BatchExecuted | Compiled | RequestFailed | StateChanged | VersionLoaded
 Observer: TypeAlias = Callable[[Event], None]
 
 

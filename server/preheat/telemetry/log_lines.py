@@ -2,7 +2,7 @@
 
 import logging
 
-from preheat.telemetry.events import Event, StateChanged, VersionLoaded
+from preheat.telemetry.events import Compiled, Event, StateChanged, VersionLoaded
 
 log = logging.getLogger("preheat.models")
 
@@ -12,8 +12,14 @@ def log_event(event: Event) -> None:
     match event:
         case VersionLoaded():
             log.info(
-                "%s/%d READY: %s on %s, loaded in %.1f s, warmed in %.1f s",
+                "%s/%d READY: %s on %s, loaded in %.1f s, warmed in %.1f s%s",
                 event.model, event.version, event.backend, ", ".join(event.devices), event.load_s, event.warmup_s,
+                f", {event.compiled} compiled, {event.cached} of them from the cache" if event.compiled else "",
+            )  # fmt: skip
+        case Compiled(ready=True):
+            log.warning(
+                "%s/%d instance %d is not hot: a request waited %.3f s for %s: %s",
+                event.model, event.version, event.instance, event.seconds, event.kind, event.what,
             )  # fmt: skip
         case StateChanged(state="FAILED"):
             log.error("%s FAILED: %s", _subject(event), event.reason)

@@ -77,6 +77,7 @@ class StatisticsCollector(Collector):
             yield family
         yield self._pending()
         yield from self._loading(versions)
+        yield from self._compilations(versions)
 
     def describe(self) -> Iterable[Metric]:
         """Empty: families appear with the first model, and registering must not collect."""
@@ -98,6 +99,24 @@ class StatisticsCollector(Collector):
         for (model, version), count in self._waiting().items():
             family.add_metric((model, str(version)), count)
         return family
+
+    def _compilations(self, versions: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
+        yield _untotalled(
+            "preheat_compilations_total",
+            "Graphs, kernels, engines and sessions built before READY, by kind",
+            (((*labels, kind), count) for labels, v in versions.items() for kind, count in v.compilations.items()),
+            [*_LABELS, "kind"],
+        )
+        yield _untotalled(
+            "preheat_cold_compiles_total",
+            "The same after READY, where a request waited for it, and requests that ran uncompiled (kind eager)",
+            (
+                ((*labels, str(instance), kind), count)
+                for labels, v in versions.items()
+                for (instance, kind), count in v.cold_compilations.items()
+            ),
+            [*_LABELS, "instance", "kind"],
+        )
 
     def _loading(self, versions: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
         total = GaugeMetricFamily("nv_model_load_duration_secs", "Seconds from LOADING to READY", labels=_LABELS)

@@ -7,7 +7,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from preheat.telemetry.events import BatchExecuted, Event, FailureReason, RequestFailed, StateChanged, VersionLoaded
+from preheat.compilations import CompilationKind
+from preheat.telemetry.events import (
+    BatchExecuted,
+    Compiled,
+    Event,
+    FailureReason,
+    RequestFailed,
+    StateChanged,
+    VersionLoaded,
+)
 
 # Seconds. From a small model's whole request up to where any client has given up.
 LATENCY_BOUNDS_S = (
@@ -82,6 +91,9 @@ class VersionStatistics:
     load_s: float | None = None
     warmup_s: float | None = None
     state: str = ""
+    # By kind, before READY; and by instance and kind, after. Every series is there from READY on, at 0.
+    compilations: dict[str, int] = field(default_factory=dict)
+    cold_compilations: dict[tuple[int, str], int] = field(default_factory=dict)
 
     def count_batch(self, event: BatchExecuted) -> None:
         """Add an executed batch."""
@@ -101,6 +113,22 @@ class VersionStatistics:
             self.request_histogram.observe(request_s)
         self.batch_sizes.setdefault(event.rows, BatchSizeStatistics()).count(event)
         self.last_inference_ms = time.time_ns() // 1_000_000
+
+    def count_compilation(self, event: Compiled) -> None:
+        """Add something that was compiled."""
+        if event.ready:
+            key = (event.instance, event.kind)
+            self.cold_compilations[key] = self.cold_compilations.get(key, 0) + 1
+        else:
+            self.compilations[event.kind] = self.compilations.get(event.kind, 0) + 1
+
+    def begin_serving(self, event: VersionLoaded) -> None:
+        """Note what loading took, and begin the series that have to be seen not to move."""
+        self.load_s, self.warmup_s = event.load_s, event.warmup_s
+        for kind in CompilationKind:
+            self.compilations.setdefault(kind.value, 0)
+            for instance in range(event.instances):
+                self.cold_compilations.setdefault((instance, kind.value), 0)
 
 
 class Statistics:
@@ -126,7 +154,9 @@ class Statistics:
                 case StateChanged():
                     version.state = event.state
                 case VersionLoaded():
-                    version.load_s, version.warmup_s = event.load_s, event.warmup_s
+                    version.begin_serving(event)
+                case Compiled():
+                    version.count_compilation(event)
 
     def of(self, model: str, version: int) -> VersionStatistics:
         """A copy of the statistics of one model version; all zero if nothing has happened to it."""

@@ -1,4 +1,4 @@
-"""Joining requests into one batch and cutting its answer apart. Pure: called on instance threads, keeps nothing."""
+"""Holding what a session gives against what its model promised. Pure: called on instance threads, keeps nothing."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,32 +7,6 @@ import numpy as np
 from preheat.backend import Signature, TensorSpec
 from preheat.errors import ExecutionFailed
 from preheat.tensors import Array, DataType, Tensors
-
-
-def bucket_for(rows: int, buckets: Sequence[int]) -> int:
-    """The smallest of ``buckets`` (ascending) that holds ``rows``; ``rows`` itself when there are none."""
-    return next((bucket for bucket in buckets if bucket >= rows), rows)
-
-
-def collate(parts: Sequence[Tensors], rows: int) -> Tensors:
-    """Join ``parts`` along axis 0 and pad to ``rows`` by repeating the first row.
-
-    A real row is repeated rather than zeros, because zeros may be invalid input. A lone part that needs no padding is
-    passed on as it is, uncopied.
-    """
-    if len(parts) == 1 and all(array.shape[0] == rows for array in parts[0].values()):
-        return parts[0]
-    return {name: _join([part[name] for part in parts], rows) for name in parts[0]}
-
-
-def _join(arrays: Sequence[Array], rows: int) -> Array:
-    joined = np.empty((rows, *arrays[0].shape[1:]), arrays[0].dtype)
-    end = 0
-    for array in arrays:
-        start, end = end, end + array.shape[0]
-        joined[start:end] = array
-    joined[end:] = arrays[0][:1]
-    return joined
 
 
 class OutputCheck:
@@ -96,8 +70,3 @@ class OutputCheck:
             each = "" if rows is None else "for each row "
             raise ExecutionFailed(f"{subject} has shape {list(shape)} {each}and should have [{expected}]")
         return array
-
-
-def cut(outputs: Tensors, start: int, stop: int) -> Tensors:
-    """Views of the rows from ``start`` up to ``stop``."""
-    return {name: array[start:stop] for name, array in outputs.items()}

@@ -1,0 +1,109 @@
+"""Putting together what serves one model version: its queue, its workers, and how they are warmed."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from preheat.backend import Buckets, Instance, Model, ModelSource, Outside
+from preheat.errors import InvalidConfig
+from preheat.models.handle import Engines
+from preheat.repository.completion import CompletedConfiguration
+from preheat.repository.configuration import ModelConfiguration
+from preheat.scheduling.batching import BatchLimits
+from preheat.scheduling.compilation_record import CompilationRecord
+from preheat.scheduling.execution import Executor
+from preheat.scheduling.padding import Padding
+from preheat.scheduling.padding_check import DEFAULT_TOLERANCE, PaddingCheck
+from preheat.scheduling.queue import RequestQueue
+from preheat.scheduling.warming import Warmup
+from preheat.scheduling.worker import Worker
+from preheat.telemetry.events import Observer
+
+
+def start_engines(
+    version: int,
+    completed: CompletedConfiguration,
+    sources: Sequence[ModelSource],
+    models: Sequence[Model],
+    *,
+    queue: RequestQueue,
+    observer: Observer,
+) -> Engines:
+    """Start a worker for each instance of ``models``, one per source; they open and warm at the same time.
+
+    Raises InvalidConfig, with nothing started and the models still open.
+    """
+    _check_outside(completed, models)
+    warmup = _warmup(version, completed, models, observer)
+    places = [(source, model) for source, model in zip(sources, models, strict=True) for _ in range(source.instances)]
+    workers = [
+        Worker(
+            model,
+            Instance(ordinal, source.device, source.threads),
+            name=f"{warmup.name} instance {ordinal}",
+            warm_up=partial(warmup.run, instance=ordinal, eagerly=model.runs_eagerly),
+            record=CompilationRecord(completed.configuration.name, version, ordinal, observer),
+            executor=warmup.executor,
+            queue=queue,
+        )
+        for ordinal, (source, model) in enumerate(places)
+    ]
+    engines = Engines(models, workers, queue)
+    try:
+        for worker in workers:
+            worker.start()
+    except BaseException:
+        engines.close()
+        raise
+    return engines
+
+
+def batch_limits(configuration: ModelConfiguration) -> BatchLimits:
+    """How requests of the model may be joined."""
+    policy = configuration.batching
+    if policy is None:
+        return BatchLimits(max_rows=max(1, configuration.max_batch_size))
+    return BatchLimits(configuration.max_batch_size, True, policy.preferred_rows, policy.max_delay_s)  # noqa: FBT003
+
+
+def _warmup(version: int, completed: CompletedConfiguration, models: Sequence[Model], observer: Observer) -> Warmup:
+    configuration, buckets = completed.configuration, completed.buckets
+    # Batches of an engine that does not specialize run at their own size.
+    rows = buckets.rows if any(model.specializes_on_shape for model in models) else ()
+    executor = Executor(
+        configuration.name,
+        version,
+        signature=completed.signature,
+        padding=Padding(completed.signature, Buckets(rows, buckets.sizes, buckets.outside), completed.pad_values),
+        outside=buckets.outside,
+        observer=observer,
+        reshapes=completed.reshapes,
+    )
+    return Warmup(
+        f"{configuration.name}/{version}",
+        completed.signature,
+        buckets,
+        configuration.samples,
+        executor,
+        _padding_check(completed) if buckets.sizes else None,
+    )
+
+
+def _padding_check(completed: CompletedConfiguration) -> PaddingCheck:
+    configuration = completed.configuration
+    tolerance = configuration.server.padding_tolerance
+    return PaddingCheck(
+        completed.signature,
+        completed.buckets,
+        completed.pad_values,
+        configuration.samples[0].inputs if configuration.samples else {},
+        DEFAULT_TOLERANCE if tolerance is None else tolerance,
+    )
+
+
+def _check_outside(completed: CompletedConfiguration, models: Sequence[Model]) -> None:
+    if completed.buckets.outside is Outside.EAGER and not all(model.runs_eagerly for model in models):
+        configuration = completed.configuration
+        raise InvalidConfig(
+            f"{configuration.file}: parameters: preheat.outside_buckets: eager: backend '{configuration.backend}' runs "
+            "only what it has built; set refuse or compile"
+        )

@@ -1,0 +1,134 @@
+"""Running a warm-up: pass after pass, until one states no compilation any more."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from preheat.backend import Buckets, RequestSession, Session, Signature, TensorSession
+from preheat.compilations import Compilation
+from preheat.errors import LoadFailed, ServingError, reason_of
+from preheat.scheduling.compilation_record import CompilationRecord
+from preheat.scheduling.execution import Executor
+from preheat.scheduling.padding_check import PaddingCheck
+from preheat.scheduling.warmup import Sample, WarmupBatch, plan_samples, plan_warmup
+
+log = logging.getLogger(__name__)
+
+# CUDA-graph trees warm, record, then replay: the third pass is the first that can be free of events.
+_MOST_PASSES = 6
+# A step that took this long is worth a line also where nothing was compiled.
+_NOTABLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupStep:
+    """One execution of the warm-up: what it ran, in which pass (from 1), and what it took.
+
+    ``memory_bytes`` is by how much the process grew.
+    """
+
+    label: str
+    number: int
+    seconds: float
+    memory_bytes: int
+    compilations: Sequence[Compilation]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupReport:
+    """What one instance's warm-up did."""
+
+    seconds: float = 0.0
+    steps: Sequence[WarmupStep] = ()
+
+    @property
+    def compilations(self) -> int:
+        """How many compilations were stated in all."""
+        return sum(len(step.compilations) for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """How the instances of one model version are warmed. Any thread may call it.
+
+    ``name`` begins log lines and errors. ``check`` tries the padding, None where nothing is padded.
+    """
+
+    name: str
+    signature: Signature
+    buckets: Buckets
+    samples: Sequence[Sample]
+    executor: Executor
+    check: PaddingCheck | None = None
+
+    def run(self, session: Session, record: CompilationRecord, *, instance: int, eagerly: bool) -> WarmupReport:
+        """Warm ``session``, on its thread. Raises LoadFailed, saying at what.
+
+        ``eagerly``: the session can run without compiling. The first instance tries the padding, for all.
+        """
+        started_s = time.monotonic()
+        batches = self._plan(session)
+        if self.check is not None and instance == 0 and isinstance(session, TensorSession):
+            self.check.run(session.infer_eagerly if eagerly else session.infer)
+        steps: list[WarmupStep] = []
+        for number in range(1, _MOST_PASSES + 1):
+            done = [
+                self._step(
+                    session, record, batch, number, f"instance {instance}: {batch.label} ({k} of {len(batches)})"
+                )
+                for k, batch in enumerate(batches, start=1)
+            ]
+            steps += done
+            if not any(step.compilations for step in done):
+                return WarmupReport(time.monotonic() - started_s, steps)
+        late = next(step for step in steps if step.number == _MOST_PASSES and step.compilations)
+        raise LoadFailed(
+            f"warm-up of {self.name} does not come to an end: in pass {_MOST_PASSES}, {late.label} still compiled "
+            f"{late.compilations[0].what}"
+        )
+
+    def _plan(self, session: Session) -> Sequence[WarmupBatch]:
+        # A session that sees requests whole may have side effects: only what the configuration asks for is run.
+        if isinstance(session, RequestSession):
+            if self.buckets.sizes:
+                raise LoadFailed(f"{self.name}: a model that sees requests whole cannot have preheat.buckets.NAME")
+            return plan_samples(self.signature, self.samples)
+        return plan_warmup(self.signature, self.buckets, self.samples)
+
+    def _step(
+        self, session: Session, record: CompilationRecord, batch: WarmupBatch, number: int, label: str
+    ) -> WarmupStep:
+        seen, memory_bytes, started_s = len(record.seen), _resident_bytes(), time.monotonic()
+        try:
+            self.executor.warm(session, batch)
+        except BaseException as exc:
+            if not isinstance(exc, ServingError):
+                log.exception("warm-up of %s failed at %s", self.name, label)
+            raise LoadFailed(f"warm-up of {self.name} failed at {label}: {reason_of(exc)}") from exc
+        step = WarmupStep(
+            batch.label,
+            number,
+            time.monotonic() - started_s,
+            _resident_bytes() - memory_bytes,
+            tuple(record.seen[seen:]),
+        )
+        self._tell(step, label)
+        return step
+
+    def _tell(self, step: WarmupStep, label: str) -> None:
+        """Show progress: who waits for a compiler wants to know how far it has come."""
+        notable = step.compilations or step.seconds >= _NOTABLE_SECONDS
+        built = [compilation for compilation in step.compilations if not compilation.cached]
+        log.log(
+            logging.INFO if notable else logging.DEBUG,
+            "%s %s, pass %d: %.2f s, %d compiled, %d from the cache",
+            self.name, label, step.number, step.seconds, len(built), len(step.compilations) - len(built),
+        )  # fmt: skip
+
+
+def _resident_bytes() -> int:
+    """What the process holds in memory (proc(5), statm: the second field, in pages)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
