@@ -111,20 +111,22 @@ class BlockingMethods:
     def _load(self, payload: bytes) -> bytes:
         request = _parse(pb.RepositoryModelLoadRequest(), payload)
         _refuse_repository_name(request.repository_name)
-        for key in request.parameters:
-            if key == "config" or key.startswith("file:"):
-                raise Unsupported(f"load parameter '{key}': models are loaded as they are in the repository")
-            raise InvalidRequest(f"unrecognized load parameter '{key}'.")
+        for key, parameter in request.parameters.items():
+            if key != "config" and not key.startswith("file:"):
+                raise InvalidRequest(f"unrecognized load parameter '{key}'.")
+            _check_type(key, parameter, "string_param" if key == "config" else "bytes_param")
+            raise Unsupported(f"load parameter '{key}': models are loaded as they are in the repository")
         self._engine.load(request.model_name)
         return pb.RepositoryModelLoadResponse().SerializeToString()
 
     def _unload(self, payload: bytes) -> bytes:
         request = _parse(pb.RepositoryModelUnloadRequest(), payload)
         _refuse_repository_name(request.repository_name)
-        for key in request.parameters:
+        for key, parameter in request.parameters.items():
             # There are no ensembles, so no model has dependents.
             if key != "unload_dependents":
                 raise InvalidRequest(f"unrecognized unload parameter '{key}'.")
+            _check_type(key, parameter, "bool_param")
         self._engine.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse().SerializeToString()
 
@@ -132,6 +134,11 @@ class BlockingMethods:
 def _refuse_repository_name(name: str) -> None:
     if name:
         raise Unsupported("'repository_name' specification is not supported")
+
+
+def _check_type(key: str, parameter: pb.ModelRepositoryParameter, expected: str) -> None:
+    if parameter.WhichOneof("parameter_choice") != expected:
+        raise InvalidRequest(f"invalid value type for '{key}' parameter, expected {expected}")
 
 
 def _encode(answer: Answer) -> bytes | ServingError:
