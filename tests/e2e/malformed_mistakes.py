@@ -225,6 +225,12 @@ def _circumstances(subject: Subject) -> Iterator[Case]:
     model = f"'{subject.name}'"
     for key in ("triton_final_response", "triton_", "triton_enable_empty_final_response"):
         yield _case(f"parameter {key}", _request(subject, parameters={key: "yes"}), f"'{key}'", "reserved")
+    for key in ("priority", "timeout"):
+        for value in ("1", "", True, False, -1, -(2**63), 1.0, float("nan")):
+            request = _request(subject, parameters={key: value})
+            yield _case(f"{key} {value!r}", request, f"'{key}'", repr(value), "must be a whole number")
+        unset = without_value(_request(subject), key)
+        yield _case(f"{key} without a value", unset, f"'{key}'", "no value")
     yield _case("a parameter without a value", without_value(_request(subject), "colour"), "'colour'", "no value")
     for version in ("2", "9" * 18):
         yield _case(
