@@ -101,6 +101,15 @@ class Settings:
     max_queue_bytes: int = _setting(
         2**30, _count, "how many bytes of request payload may wait for a model version; more are refused"
     )
+    cache_dir: str = _setting(
+        "auto",
+        _text,
+        "folder of the compile cache; auto: $XDG_CACHE_HOME/preheat or ~/.cache/preheat, if it can be used; "
+        "none: no cache",
+    )
+    cache_max_bytes: int = _setting(
+        10 * 2**30, _count, "how many bytes the compile cache may keep; what was not used for longest goes first"
+    )
     lame_duck_seconds: float = _setting(
         0.0, _seconds, "on SIGTERM, how long to go on serving while reporting not ready, so that balancers can notice"
     )
