@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.protocol.damaged_requests import damaged_request
 from tests.unit.protocol.request_rules import Said, judge
@@ -53,7 +53,9 @@ def plain(data: bytes | memoryview | Array) -> bytes | list[bytes]:
     return elements if data.dtype.kind == "O" else data.tobytes()
 
 
-@settings(max_examples=300, derandomize=True, database=None)
+@settings(
+    max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(st.randoms(use_true_random=False))
 def test_a_damaged_message_is_judged_as_the_rules_say(dice: Random) -> None:
     assert_judged_right(damaged_request(dice))

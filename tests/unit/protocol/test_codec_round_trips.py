@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preheat.messages import InferResponse, OutputTensor
@@ -30,7 +30,10 @@ TYPED_FIELDS = {
 }
 FLOATS = (DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64)
 MOST_ELEMENTS = 64
-several = settings(max_examples=120, derandomize=True, database=None, deadline=None)
+# The same examples each time, however slow the machine is.
+several = settings(
+    max_examples=120, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 # From a single number to six dimensions, with none of size 0, or some.
 shapes = st.lists(st.integers(0, 4), max_size=6).map(tuple).filter(lambda shape: math.prod(shape) <= MOST_ELEMENTS)
