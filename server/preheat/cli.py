@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
-from google.protobuf import text_format
 
 from preheat import __version__
 from preheat.app import serve
+from preheat.cache_command import add_cache_commands
 from preheat.errors import BackendMissing, ServingError
-from preheat.models.loader import Loader, LoadLimits
+from preheat.model_commands import add_model_commands
 from preheat.plugins import backend_names, extras_of, load_backend
-from preheat.repository.completion import CompletedConfiguration
-from preheat.repository.scan import BrokenModel, read_model
 from preheat.settings import (
     InvalidSetting,
     configure_logging,
@@ -36,9 +34,6 @@ A repository is a folder of models: MODEL/config.pbtxt and MODEL/VERSION/ARTIFAC
 before it is announced; one that fails is reported with its reason while the others serve. SIGTERM stops in order: not
 ready, drain,
 exit 0."""
-_CONFIG = """\
-Print a model's effective configuration as a config.pbtxt, each field with where its value came from: the file, the
-artifact, or a default. Loads nothing, but reads the artifact with the model's backend."""
 _BACKENDS = """\
 List the backends: the extra that installs what each needs, whether that is here, and the devices it found."""
 
@@ -62,11 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"preheat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
-    config = _add_command(commands, "config", "show a model's effective configuration", _CONFIG)
-    config.add_argument("model", type=Path, metavar="MODEL_DIR", help="the model's folder, such as model_repo/minilm")
-    config.set_defaults(run=_run_config)
+    add_model_commands(commands)
     backends = _add_command(commands, "backends", "list the backends and what they found here", _BACKENDS)
     backends.set_defaults(run=_run_backends)
+    add_cache_commands(commands)
     return parser
 
 
@@ -102,34 +96,6 @@ def _run_serve(arguments: argparse.Namespace) -> int:
         logging.shutdown()
         os._exit(0)
     return 0
-
-
-def _run_config(arguments: argparse.Namespace) -> int:
-    folder = arguments.model.resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{arguments.model}: no such folder; give a model's folder, such as model_repo/minilm")
-    model = read_model(folder)
-    if isinstance(model, BrokenModel):
-        raise model.reason
-    loader = Loader(load_backend, limits=LoadLimits(1, 1, os.cpu_count() or 1), observer=lambda _: None)
-    print(_render(loader.describe(model, model.versions[-1])), end="")
-    return 0
-
-
-def _render(completed: CompletedConfiguration) -> str:
-    """The configuration as text protobuf, a comment before each field."""
-    lines: list[str] = []
-    for field, _ in completed.proto.ListFields():
-        only = type(completed.proto)()
-        only.CopyFrom(completed.proto)
-        for other, _ in completed.proto.ListFields():
-            if other.name != field.name:
-                only.ClearField(other.name)
-        lines.append(f"# {completed.origins[field.name]}\n{text_format.MessageToString(only)}")
-    named = [axis for spec in completed.signature.inputs for axis in spec.shape if axis.size is None]
-    if named:
-        lines.append(f"# variable dimensions: {', '.join(sorted({str(axis) for axis in named}))}\n")
-    return "".join(lines)
 
 
 def _run_backends(_: argparse.Namespace) -> int:

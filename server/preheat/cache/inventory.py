@@ -1,7 +1,7 @@
 """What a cache directory holds, for people and for keeping it bounded."""
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,10 +85,12 @@ def remove(directory: Path, entry: StoredEntry) -> bool:
     return True
 
 
-def prune(directory: Path, *, max_bytes: int) -> Iterator[StoredEntry]:
+def prune(
+    directory: Path, *, max_bytes: int, remove: Callable[[Path, StoredEntry], bool] = remove
+) -> Iterator[StoredEntry]:
     """Remove entries, the last used last, until the others take at most ``max_bytes``; those that went.
 
-    An entry that somebody is at just now stays. Raises OSError.
+    An entry that ``remove`` leaves, because somebody is at it just now, stays. Raises OSError.
     """
     found = inventory(directory)
     total = sum(entry.size for entry in found)
