@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from preheat import __version__
+from preheat.cache import CompileCache, open_cache
 from preheat.engine import Engine, Phase
 from preheat.models.lifecycle import State
 from preheat.models.loader import Loader, LoadLimits
 from preheat.models.manager import Job, ModelManager
+from preheat.models.precompilation import Precompiler
 from preheat.models.registry import Registry, VersionState
 from preheat.plugins import load_backend
 from preheat.repository.scan import BrokenModel, ModelFolder, scan
 from preheat.settings import InvalidSetting, Settings
-from preheat.telemetry.events import Event, StateChanged, broadcast
+from preheat.telemetry.events import Event, Observer, StateChanged, broadcast
 from preheat.telemetry.gpu import GpuCollector
 from preheat.telemetry.log_lines import log_event
 from preheat.telemetry.machine import MachineCollector
@@ -44,10 +46,10 @@ class Server:
         self._loop = asyncio.get_running_loop()
         observer = broadcast(self._statistics.observe, log_event, self._notice)
         self._registry = Registry(observer=observer)
-        limits = LoadLimits(settings.max_queue_requests, settings.max_queue_bytes, os.cpu_count() or 1)
+        self._cache = open_cache(settings.cache_dir, max_bytes=settings.cache_max_bytes)
         self._manager = ModelManager(
             self._registry,
-            Loader(load_backend, limits=limits, observer=observer),
+            _make_loader(settings, self._cache, observer),
             repositories=settings.repositories,
             concurrency=settings.load_concurrency,
             observer=observer,
@@ -87,6 +89,8 @@ class Server:
             return loading.done() and not hanging
         finally:
             metrics.close()
+            if self._cache is not None:
+                self._cache.close()
 
     async def _load(self) -> None:
         started_s = time.monotonic()
@@ -138,6 +142,17 @@ class Server:
 
     def _waiting(self) -> Mapping[tuple[str, int], int]:
         return {(handle.name, handle.version): handle.waiting for handle in self._registry.handles()}
+
+
+def _make_loader(settings: Settings, cache: CompileCache | None, observer: Observer) -> Loader:
+    options = ["--cache-dir", settings.cache_dir, "--cache-max-bytes", str(settings.cache_max_bytes)]
+    return Loader(
+        load_backend,
+        limits=LoadLimits(settings.max_queue_requests, settings.max_queue_bytes, os.cpu_count() or 1),
+        observer=observer,
+        cache=cache,
+        precompiler=None if cache is None else Precompiler([*options, "--log-level", settings.log_level]),
+    )
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

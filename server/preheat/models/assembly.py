@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from functools import partial
 
-from preheat.backend import Buckets, Instance, Model, ModelSource, Outside
+from preheat.backend import Buckets, Instance, Model, Outside
 from preheat.errors import InvalidConfig
+from preheat.models.caching import CachedSources
 from preheat.models.handle import Engines
 from preheat.repository.completion import CompletedConfiguration
 from preheat.repository.configuration import ModelConfiguration
@@ -22,19 +23,21 @@ from preheat.telemetry.events import Observer
 def start_engines(
     version: int,
     completed: CompletedConfiguration,
-    sources: Sequence[ModelSource],
+    cached: CachedSources,
     models: Sequence[Model],
     *,
     queue: RequestQueue,
     observer: Observer,
 ) -> Engines:
-    """Start a worker for each instance of ``models``, one per source; they open and warm at the same time.
+    """Start a worker for each instance of ``models``, one for each source; they open and warm at the same time.
 
     Raises InvalidConfig, with nothing started and the models still open.
     """
     _check_outside(completed, models)
     warmup = _warmup(version, completed, models, observer)
-    places = [(source, model) for source, model in zip(sources, models, strict=True) for _ in range(source.instances)]
+    places = [
+        (source, model) for source, model in zip(cached.sources, models, strict=True) for _ in range(source.instances)
+    ]
     workers = [
         Worker(
             model,
@@ -47,7 +50,7 @@ def start_engines(
         )
         for ordinal, (source, model) in enumerate(places)
     ]
-    engines = Engines(models, workers, queue)
+    engines = Engines(models, workers, queue, cached)
     try:
         for worker in workers:
             worker.start()

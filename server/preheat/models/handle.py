@@ -18,6 +18,7 @@ from preheat.errors import (
     ServingError,
 )
 from preheat.messages import InferRequest, ModelMetadata, TensorMetadata
+from preheat.models.caching import CachedSources
 from preheat.models.lifecycle import Lifecycle
 from preheat.repository.completion import CompletedConfiguration
 from preheat.scheduling.admission import Gate
@@ -43,11 +44,15 @@ _REASONS: dict[type[ServingError], FailureReason] = {
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """What runs a model version: one loaded model per device, and the workers that own their sessions."""
+    """What runs a model version: one loaded model per device, and the workers that own their sessions.
+
+    ``cached`` is what they were loaded from, which goes with them.
+    """
 
     models: Sequence[Model]
     workers: Sequence[Worker]
     queue: RequestQueue
+    cached: CachedSources
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Take no more requests, run what waits, close sessions and then models.
@@ -62,6 +67,7 @@ class Engines:
                 return False
         # All of them, also after one that fails.
         closed = [close_model(model) for model in self.models]
+        self.cached.close()
         return all(closed)
 
 

@@ -1,16 +1,21 @@
 """From a model folder to a warm handle."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from preheat.backend import Backend, Model, ModelSource
-from preheat.errors import BackendMissing, InvalidConfig
+from preheat.cache import CompileCache
+from preheat.errors import BackendMissing, InvalidConfig, reason_of
 from preheat.models.assembly import batch_limits, start_engines
+from preheat.models.caching import CachedSources, open_cached
 from preheat.models.handle import Engines, Handle, close_model
 from preheat.models.lifecycle import Lifecycle
 from preheat.models.placement import Placement, place
+from preheat.models.precompilation import Precompiler
 from preheat.repository.completion import CompletedConfiguration, complete
 from preheat.repository.config_json import as_json
 from preheat.repository.configuration import ModelConfiguration
@@ -31,23 +36,43 @@ class LoadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A warm version that nobody can reach yet, the event to state once they can, and each instance's warm-up."""
+    """A warm version that nobody can reach yet, the event to state once they can, and each instance's warm-up.
+
+    ``record`` is what the load that filled the compile cache said of it; empty if that was this one.
+    """
 
     handle: Handle
     event: VersionLoaded
     reports: Sequence[WarmupReport]
+    record: Mapping[str, Any]
 
 
 class Loader:
     """Loads model versions. Holds no state between loads: several threads may load at once."""
 
-    def __init__(self, find_backend: Callable[[str], Backend], *, limits: LoadLimits, observer: Observer) -> None:
+    def __init__(
+        self,
+        find_backend: Callable[[str], Backend],
+        *,
+        limits: LoadLimits,
+        observer: Observer,
+        cache: CompileCache | None = None,
+        precompiler: Precompiler | None = None,
+        most_instances: int | None = None,
+    ) -> None:
+        """``cache`` None: compiled code is kept nowhere. ``precompiler`` fills that cache beside models that serve.
+
+        ``most_instances`` are opened on each device, whatever a configuration asks for.
+        """
         self._find_backend = find_backend
         self._limits = limits
         self._observer = observer
+        self._cache = cache
+        self._precompiler = precompiler
+        self._most_instances = most_instances
 
-    def load(self, folder: ModelFolder, lifecycle: Lifecycle) -> Loaded:
-        """Load and warm a version.
+    def load(self, folder: ModelFolder, lifecycle: Lifecycle, *, serving: bool = False) -> Loaded:
+        """Load and warm a version. ``serving``: other models serve, and are not to be slowed down.
 
         Slow: blocks until every instance is hot. Raises LoadFailed, leaving nothing behind.
         """
@@ -58,10 +83,17 @@ class Loader:
         sources = [self._source(folder, version, placement, placements) for placement in placements]
         completed = complete(configuration, backend.complete(sources[0]))
         sources = [replace(source, config=as_json(completed.proto), buckets=completed.buckets) for source in sources]
-        engines = self._start(version, completed, sources, _load_models(backend, sources, completed))
-        reports = _wait_until_warm(engines)
+        cached = self._open_cached(backend, sources, folder=folder.path, serving=serving)
+        try:
+            engines = self._start(version, completed, cached, _load_models(backend, cached.sources, completed))
+            reports = _wait_until_warm(engines)
+        except BaseException as exc:
+            cached.abandon(reason_of(exc))
+            raise
+        event = _event(lifecycle, completed, sources, reports, time.monotonic() - started_s)
+        cached.store(reports, event.load_s + event.warmup_s)
         handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
-        return Loaded(handle, _event(lifecycle, completed, sources, reports, time.monotonic() - started_s), reports)
+        return Loaded(handle, event, reports, cached.record)
 
     def describe(self, folder: ModelFolder, version: int) -> CompletedConfiguration:
         """The effective configuration, without loading."""
@@ -89,13 +121,24 @@ class Loader:
             artifact_name=configuration.artifact_name,
             parameters=configuration.backend_parameters,
             device=placement.device,
-            instances=placement.instances,
+            instances=min(placement.instances, self._most_instances or placement.instances),
             threads=configuration.server.threads or max(1, self._limits.cores // instances),
             config=as_json(configuration.proto),
         )
 
+    def _open_cached(
+        self, backend: Backend, sources: Sequence[ModelSource], *, folder: Path, serving: bool
+    ) -> CachedSources:
+        cached = open_cached(self._cache, backend, sources)
+        if not (cached.cold and serving and self._precompiler is not None):
+            return cached
+        # The other process needs the lock that this load holds.
+        cached.close()
+        self._precompiler.compile(folder, sources[0].version)
+        return open_cached(self._cache, backend, sources)
+
     def _start(
-        self, version: int, completed: CompletedConfiguration, sources: Sequence[ModelSource], models: Sequence[Model]
+        self, version: int, completed: CompletedConfiguration, cached: CachedSources, models: Sequence[Model]
     ) -> Engines:
         configuration = completed.configuration
         queue = RequestQueue(
@@ -105,7 +148,7 @@ class Loader:
             policies=configuration.batching.queues if configuration.batching else None,
         )
         try:
-            return start_engines(version, completed, sources, models, queue=queue, observer=self._observer)
+            return start_engines(version, completed, cached, models, queue=queue, observer=self._observer)
         except InvalidConfig:
             _close_models(models)
             raise

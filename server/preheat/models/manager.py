@@ -95,7 +95,8 @@ class ModelManager:
                 if not self._registry.handles_of(name):
                     self._mark_broken(name, folder)
                 raise LoadFailed(f"load failed for model '{name}': {folder.reason}")
-            failures = " ".join(filter(None, [self._load(job) for job in self._jobs(folder)]))
+            serving = bool(self._registry.handles())
+            failures = " ".join(filter(None, [self._load(job, serving=serving) for job in self._jobs(folder)]))
             if failures:
                 log.warning("loading %s on request failed: %s", name, failures)
                 raise LoadFailed(f"load failed for model '{name}': {failures}")
@@ -156,13 +157,13 @@ class ModelManager:
         self._registry.mark_broken(name, str(broken.reason))
         self._observer(StateChanged(name, 0, State.FAILED.value, str(broken.reason)))
 
-    def _load(self, job: Job) -> str:
-        """Load one version and publish it; why it failed, empty if it did not."""
+    def _load(self, job: Job, *, serving: bool = False) -> str:
+        """Load one version and publish it; why it failed, empty if it did not. ``serving``: others serve meanwhile."""
         lifecycle = job.lifecycle
         if self._stopping.is_set():
             return self._fail(lifecycle, ServerStopping("the server is stopping"))
         try:
-            loaded = self._loader.load(job.folder, lifecycle)
+            loaded = self._loader.load(job.folder, lifecycle, serving=serving)
         except BaseException as exc:  # whatever a model's code raises, sys.exit() included, is this version's failure
             return self._fail(lifecycle, exc)
         with self._lock:

@@ -37,8 +37,8 @@ def pad_values(configuration: ModelConfiguration, signature: Signature) -> PadVa
     for name in pads:
         if name not in padded:
             raise InvalidConfig(
-                f"{configuration.file}: parameters: preheat.pad.{name}: no input of that name has an axis with buckets, "
-                f"only {sorted(padded)} have"
+                f"{configuration.file}: parameters: preheat.pad.{name}: no input of that name has an axis with "
+                f"buckets, only {sorted(padded)} have"
             )
     for name in padded:
         if name not in pads:

@@ -1,0 +1,112 @@
+"""One load's dealings with the compile cache: a folder for each source, kept once the model is warm."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from preheat.backend import Backend, ModelSource
+from preheat.cache import CompileCache, Entry
+from preheat.scheduling.warming import WarmupReport
+
+log = logging.getLogger(__name__)
+
+# Longer than any compilation that anyone would wait for; then the load goes on without what it waited for.
+_WAIT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSources:
+    """The sources of one load, those with a folder of the cache pointing to it. Belongs to the load, then to the model.
+
+    ``entries`` are empty where there is no cache, or the backend leaves nothing in one.
+    """
+
+    sources: Sequence[ModelSource]
+    entries: Sequence[Entry] = ()
+
+    @property
+    def cold(self) -> bool:
+        """Whether something will have to be compiled that could be found in a cache."""
+        return any(entry.path is not None and not entry.warm for entry in self.entries)
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What the load that filled the first folder said of it; empty if that is this one."""
+        return self.entries[0].record if self.entries else {}
+
+    def store(self, reports: Sequence[WarmupReport], seconds: float) -> None:
+        """Keep what the load left, with what it took. Slow. Never raises for what is on the disk."""
+        source = self.sources[0]
+        built = any(not each.cached for report in reports for step in report.steps for each in step.compilations)
+        for entry in self.entries:
+            if entry.warm and not built:
+                continue
+            record = {"model": source.name, "version": source.version, "seconds": seconds, "steps": _steps(reports)}
+            entry.store({**record, **entry.record})
+
+    def abandon(self, reason: str) -> None:
+        """The load failed: what it was given may be why, so the next one starts without."""
+        for entry in self.entries:
+            if entry.warm:
+                entry.discard(reason)
+        self.close()
+
+    def close(self) -> None:
+        """Remove the folders, when nothing of them is in use. Idempotent."""
+        for entry in self.entries:
+            entry.close()
+
+
+def open_cached(cache: CompileCache | None, backend: Backend, sources: Sequence[ModelSource]) -> CachedSources:
+    """Give each source its folder. Blocks while another load, here or in another process, fills the same."""
+    environments = [backend.environment(source) for source in sources] if cache is not None else []
+    if cache is None or None in environments:
+        return CachedSources(sources)
+    entries: list[Entry] = []
+    try:
+        for source, environment in zip(sources, environments, strict=True):
+            entries.append(_open(cache, backend, source, environment or ""))
+    except BaseException:
+        CachedSources(sources, entries).close()
+        raise
+    placed = [replace(source, cache_path=entry.path) for source, entry in zip(sources, entries, strict=True)]
+    return CachedSources(placed, entries)
+
+
+def _open(cache: CompileCache, backend: Backend, source: ModelSource, environment: str) -> Entry:
+    key = cache.key(
+        backend=type(backend).__name__,
+        environment=environment,
+        folder=source.version_path,
+        configuration=_compiled_from(source),
+    )
+    return cache.open(key, subject=f"{source.name}/{source.version}", ignored=_NOT_WORTH_STORING, wait_s=_WAIT_SECONDS)
+
+
+# Locks of the compilers, which mean nothing to anyone else.
+_NOT_WORTH_STORING = ("*.lock", "locks/*", "*/locks/*")
+
+
+def _compiled_from(source: ModelSource) -> Mapping[str, Any]:
+    """What of a configuration compiled code may depend on: not the name, for one, nor how requests queue."""
+    return {
+        "artifact": source.artifact_name,
+        "parameters": dict(source.parameters),
+        "input": source.config.get("input"),
+        "output": source.config.get("output"),
+        "max_batch_size": source.config.get("max_batch_size"),
+        "buckets": [source.buckets.rows, sorted(source.buckets.sizes.items()), source.buckets.outside.value],
+        "device": source.device,
+        "threads": source.threads,
+    }
+
+
+def _steps(reports: Sequence[WarmupReport]) -> list[dict[str, Any]]:
+    """What each bucket took to compile, in the first pass of whichever instance compiled it."""
+    return [
+        {"bucket": step.label, "seconds": round(step.seconds, 3), "compiled": len(step.compilations)}
+        for report in reports
+        for step in report.steps
+        if step.compilations
+    ]
