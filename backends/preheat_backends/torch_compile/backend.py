@@ -6,7 +6,8 @@ import torch
 
 from preheat.backend import ModelSource, Signature
 from preheat_backends.artifacts import Artifact, Kind, Takes
-from preheat_backends.torch_compile.compilation import CompileOptions, check_compilable, compile_program
+from preheat_backends.torch_compile.compilation import compile_program
+from preheat_backends.torch_compile.options import CompileOptions, check_compilable
 from preheat_backends.torch_programs.backend import TorchBackend, load_module, load_program
 from preheat_backends.torch_programs.precision import CastProgram, Precision
 from preheat_backends.torch_programs.program import Program
@@ -39,7 +40,7 @@ class TorchCompileBackend(TorchBackend):
         check_compilable(source, signature, parameters, device=device)
         if parameters.dtype is None:
             program = load_program(artifact, source, takes=self.takes, signature=signature, device=device)
-            return compile_program(program, signature, parameters)
+            return compile_program(program, source, signature, parameters)
         if artifact.kind is not Kind.TEXT:
             raise source.refuse(
                 "dtype", parameters.dtype.value, "an exported program has its types in its graph; export it in this one"
@@ -48,4 +49,4 @@ class TorchCompileBackend(TorchBackend):
         program = load_module(
             artifact, takes=self.takes, signature=signature, device=device, prepare=lambda module: module.to(dtype)
         )
-        return CastProgram(compile_program(program, signature, parameters), dtype, signature)
+        return CastProgram(compile_program(program, source, signature, parameters), dtype, signature)

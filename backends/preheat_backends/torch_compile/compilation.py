@@ -5,91 +5,37 @@ compiled under one thread's settings is good for all threads that have the same.
 2.12 kept for the process, is set here and nowhere else.
 """
 
-import builtins
-import shutil
-import sysconfig
+import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch._dynamo
-import torch._dynamo.utils
-import torch._inductor
-import torch.fx.experimental._config
+from torch._dynamo.convert_frame import compile_lock
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from preheat.backend import ModelSource, Signature
-from preheat.errors import BackendMissing, ExecutionFailed, InvalidConfig
-from preheat_backends.torch_compile.release import generated_modules, release
+from preheat.errors import ExecutionFailed
+from preheat_backends.torch_compile.frames import report_given_up, watch
+from preheat_backends.torch_compile.network import CompiledNetwork
+from preheat_backends.torch_compile.options import CompileOptions
 from preheat_backends.torch_compile.variants import Variants
-from preheat_backends.torch_programs.program import Arguments, Program, Wrapped
+from preheat_backends.torch_programs.program import Program, Wrapped
 
-# dynamo compiles one frame at a time in the whole process. It does not look again, once it has its lock, whether
-# another thread has meanwhile compiled the same: without this lock every instance would compile every graph.
-_COMPILING = threading.Lock()
-Network: TypeAlias = Callable[..., object]
-
-
-@dataclass(frozen=True, slots=True)
-class CompileOptions:
-    """How to compile.
-
-    ``freezing``: the weights are constants, which are folded and laid out for the kernels; they are held twice.
-    ``fullgraph``: a network that does not compile as one graph is an error. ``dynamic``: batch size and varying
-    dimensions are symbols, and one graph serves all their sizes from 2.
-    """
-
-    freezing: bool = False
-    fullgraph: bool = False
-    dynamic: bool = False
-
-    @property
-    def inductor(self) -> dict[str, Any]:
-        """As inductor's options."""
-        return {"freezing": self.freezing}
+log = logging.getLogger(__name__)
+# dynamo's own lock, under which it compiles one frame at a time in the whole process. It does not look again, once it
+# has the lock, whether another thread has meanwhile compiled the same: so look before, under the same lock. A lock of
+# our own around it could be taken in the other order, by a compiled network that has to be compiled again.
+_COMPILING = compile_lock
+# Graphs of one piece of code, in all models and versions together. Library code between graph breaks has that many.
+_UNLIMITED = 2**20
 
 
-def check_compilable(
-    source: ModelSource, signature: Signature, options: CompileOptions, *, device: torch.device
-) -> None:
-    """Raise InvalidConfig for shapes that static graphs cannot serve, BackendMissing where there is no compiler."""
-    if not options.dynamic:
-        for spec in signature.inputs:
-            for axis in spec.shape:
-                if axis.size is None:
-                    raise InvalidConfig(
-                        f"{source.config_path}: input '{spec.name}': its dimension {axis} varies, and each size would "
-                        "be compiled when a request first has it; set parameter dynamic: true, or fix its dims"
-                    )
-    if device.type == "cpu":
-        _require_cpp_compiler(source)
-
-
-def _require_cpp_compiler(source: ModelSource) -> None:
-    """Inductor's kernels for the CPU are C++, which it has compiled, and which include Python's headers."""
-    compilers: Any = torch._inductor.config.cpp.cxx
-    names = [name for name in (compilers if isinstance(compilers, tuple | list) else (compilers,)) if name]
-    if not any(shutil.which(name) for name in names):
-        raise BackendMissing(
-            f"{source.name}: torch.compile needs a C++ compiler for the CPU: install {' or '.join(names)}, or name one "
-            "in the environment variable CXX"
-        )
-    headers = sysconfig.get_path("include")
-    if not (Path(headers) / "Python.h").is_file():
-        raise BackendMissing(
-            f"{source.name}: torch.compile needs Python's headers for the CPU, and {headers} has no Python.h: install "
-            "the package that has them (python3-dev or the like)"
-        )
-
-
-def compile_program(program: Program, signature: Signature, options: CompileOptions) -> Program:
+def compile_program(program: Program, source: ModelSource, signature: Signature, options: CompileOptions) -> Program:
     """``program``, to be compiled by the calls that warm it."""
-    return CompiledProgram(program, Variants(signature, dynamic=options.dynamic), options)
+    variants = Variants(signature, source.buckets, dynamic=options.dynamic)
+    return CompiledProgram(program, variants, options, model=source.name)
 
 
 class CompiledProgram(Wrapped):
@@ -99,33 +45,31 @@ class CompiledProgram(Wrapped):
     fits in a list which it reorders as it goes: two threads at it at once can miss theirs, and compile it again.
     """
 
-    def __init__(self, inner: Program, variants: Variants, options: CompileOptions) -> None:
+    def __init__(self, inner: Program, variants: Variants, options: CompileOptions, *, model: str) -> None:
         super().__init__(inner)
         self.specializes_on_shape = not options.dynamic
         self._variants = variants
         self._options = options
-        # All of it is written under _COMPILING, and read by any thread.
-        self._compiled: dict[object, Network] = {}
+        self._model = model
+        # Both are written under _COMPILING, and read by any thread.
+        self._networks: dict[object, CompiledNetwork] = {}
         self._turn: AbstractContextManager[object] = nullcontext()
-        self._codes: list[CodeType] = []
-        self._generated: list[ModuleType] = []
 
     def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
         """Run the network, compiled; the first call of a variant compiles it."""
-        variant = self._variants.of(inputs)
-        network = self._compiled.get(variant)
-        arguments = self.arrange(inputs)
+        network = self._networks.get(self._variants.of(inputs))
         try:
             if network is None:
-                self._variants.mark(inputs)
-                return self._compile(variant, arguments)
+                return self._compile(inputs)
             with self._turn:
-                return network(*arguments.positional, **arguments.keyword)
+                result = network(self.arrange(inputs))
         except FailOnRecompileLimitHit as exc:
             raise ExecutionFailed(
-                f"the network needs more than {torch._dynamo.config.recompile_limit} graphs for inputs of one shape: "
-                "what it does depends on more than its inputs; TORCH_LOGS=recompiles shows on what"
+                f"the network needs more than {torch._dynamo.config.recompile_limit} graphs, which is the limit: what "
+                "it does depends on more than its inputs; TORCH_LOGS=recompiles shows on what"
             ) from exc
+        report_given_up()
+        return result
 
     def keeps(self, tensor: torch.Tensor) -> bool:
         """As the other says; of what is frozen nobody knows where it is."""
@@ -140,72 +84,44 @@ class CompiledProgram(Wrapped):
         super().adopt_thread()
         config = torch._dynamo.config
         config.fail_on_recompile_limit_hit = True
-        config.recompile_limit = max(config.recompile_limit, self._variants.count)
-        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, self._variants.count)
+        config.recompile_limit = max(config.recompile_limit, self._variants.limit)
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _UNLIMITED)
 
     def close(self) -> None:
         """Have torch forget the graphs."""
         with _COMPILING:
-            release(self._codes, self._generated)
+            for network in self._networks.values():
+                network.close()
         super().close()
 
-    def _compile(self, variant: object, arguments: Arguments) -> object:
+    def _compile(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        variant, what = self._variants.of(inputs), self._variants.describe(inputs)
         with _COMPILING:
-            network = self._compiled.get(variant)
-            if network is not None:  # by another instance, while this one waited
-                return network(*arguments.positional, **arguments.keyword)
-            with _compiling(self._options):
-                return self._compile_now(variant, arguments)
+            network = self._networks.get(variant)
+            if network is not None:  # compiled by another instance, while this one waited
+                return network(self.arrange(inputs))
+            if len(self._networks) >= self._variants.limit:
+                raise ExecutionFailed(
+                    f"no graph for {what}, and the limit of {self._variants.limit} for this model is reached; give it "
+                    "a bucket, or set parameter dynamic: true"
+                )
+            watch()
+            self._variants.mark(inputs)
+            network = CompiledNetwork(self.module, self._options, what)
+            try:
+                result = network.compile(self.arrange(inputs))
+            except BaseException:
+                network.close()
+                raise
+            self._networks[variant] = network
+            self._look_at_breaks(network)
+            return result
 
-    def _compile_now(self, variant: object, arguments: Arguments) -> object:
-        function = _own_function(self.module)
-        # dynamic=False: nothing is dynamic but what is marked so.
-        network: Network = torch.compile(
-            function, fullgraph=self._options.fullgraph, dynamic=False, options=self._options.inductor
-        )
-        loaded, breaks = len(generated_modules()), _graph_breaks()
-        result = network(*arguments.positional, **arguments.keyword)
-        self._codes.append(function.__code__)
-        self._generated += generated_modules()[loaded:]
-        if _graph_breaks() > breaks:
+    def _look_at_breaks(self, network: CompiledNetwork) -> None:
+        """Say once for the model where its graphs break."""
+        if network.breaks and not isinstance(self._turn, nullcontext):
+            return
+        if network.breaks:
             # The parts in between are functions of the model's own, and one function for all variants.
             self._turn = threading.Lock()
-        self._compiled[variant] = network
-        return result
-
-
-def _graph_breaks() -> int:
-    """How many there have been in the process, on any thread: compiling is one at a time."""
-    return sum(torch._dynamo.utils.counters["graph_break"].values())
-
-
-@contextmanager
-def _compiling(options: CompileOptions) -> Iterator[None]:
-    """Set this thread up to compile.
-
-    Options given to torch.compile reach inductor only, but freezing begins in dynamo. And sizes that happen to be equal
-    in the first call, say the batch's and the sequence's, must not be taken for one.
-    """
-    inductor: Any = torch._inductor.config  # to the type checker, neither has patch()
-    shapes: Any = torch.fx.experimental._config
-    with inductor.patch(options.inductor), shapes.patch(use_duck_shape=False):
-        yield
-
-
-def _own_function(module: torch.nn.Module) -> FunctionType:
-    """The call of ``module`` as a function that shares neither its code nor its globals with any other.
-
-    torch keeps graphs by code object: otherwise all functions made here would share one list of them, and one limit.
-    And it puts what it compiled into the function's globals.
-    """
-
-    def network(*args: torch.Tensor, **kwargs: torch.Tensor) -> object:
-        return module(*args, **kwargs)
-
-    return FunctionType(
-        network.__code__.replace(),
-        {"__builtins__": builtins, "__name__": __name__},
-        network.__name__,
-        None,
-        network.__closure__,
-    )
+            log.warning("%s: %s", self._model, network.tell_breaks())

@@ -41,12 +41,19 @@ class CastProgram(Wrapped):
 
     def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
         """Cast the inputs and run."""
-        return super().call(
-            {name: tensor.to(self._dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
-        )
+        return super().call(self._cast(inputs))
+
+    def call_eagerly(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """The same, with nothing compiled."""
+        return super().call_eagerly(self._cast(inputs))
 
     def pick(self, result: object) -> Mapping[str, torch.Tensor]:
         """The outputs, floating-point ones cast back."""
         outputs = super().pick(result)
         floating = [name for name, tensor in outputs.items() if tensor.is_floating_point()]
         return {**outputs, **{name: outputs[name].to(self._casts[name]) for name in floating if name in self._casts}}
+
+    def _cast(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return {
+            name: tensor.to(self._dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
+        }

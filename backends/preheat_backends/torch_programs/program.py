@@ -52,12 +52,16 @@ class Program(ABC):
 
         What it raises may be anything: ServingError as it is, all else is the model's own failure.
         """
+        return self.call_eagerly(inputs)
+
+    def call_eagerly(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """As :meth:`call`, with nothing compiled."""
         arguments = self.arrange(inputs)
         return self.module(*arguments.positional, **arguments.keyword)
 
-    def run(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def run(self, inputs: Mapping[str, torch.Tensor], *, eagerly: bool = False) -> Mapping[str, torch.Tensor]:
         """Run on tensors by the signature's input names, and answer by its output names."""
-        return self.pick(self.call(inputs))
+        return self.pick(self.call_eagerly(inputs) if eagerly else self.call(inputs))
 
     def adopt_thread(self) -> None:
         """Set the calling thread up to run the program. Each session's thread calls it once, before anything else."""
@@ -88,6 +92,10 @@ class Wrapped(Program):
     def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
         """As the other."""
         return self._inner.call(inputs)
+
+    def call_eagerly(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """As the other."""
+        return self._inner.call_eagerly(inputs)
 
     def pick(self, result: object) -> Mapping[str, torch.Tensor]:
         """As the other."""

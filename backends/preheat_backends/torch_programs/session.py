@@ -14,6 +14,8 @@ from preheat_backends.torch_tensors import to_numpy, to_torch
 class TorchModel(Model):
     """A program on one device. ``backend`` is what failures begin with."""
 
+    runs_eagerly = True
+
     def __init__(self, program: Program, device: torch.device, *, backend: str) -> None:
         self._program = program
         self._device = device
@@ -43,10 +45,21 @@ class TorchSession(TensorSession):
 
     def infer(self, inputs: Tensors) -> Tensors:
         """Run one batch. Inputs are neither written to nor kept, outputs are the caller's own."""
+        return self._answer(inputs, eagerly=False)
+
+    def infer_eagerly(self, inputs: Tensors) -> Tensors:
+        """Run one batch operator by operator, whatever its shape: same weights, same casts, same copies."""
+        return self._answer(inputs, eagerly=True)
+
+    def close(self) -> None:
+        """Let go of the program, whoever still holds the session."""
+        del self._program
+
+    def _answer(self, inputs: Tensors, *, eagerly: bool) -> Tensors:
         try:
             # The one mode there is, for warm-up and for clients: compiled code is good for the mode it was traced in.
             with torch.inference_mode(), self._in_stream():
-                return self._run(inputs)
+                return self._run(inputs, eagerly=eagerly)
         except ExecutionFailed as exc:
             raise ExecutionFailed(f"{self._backend}: {exc}") from exc
         except ServingError:
@@ -54,15 +67,11 @@ class TorchSession(TensorSession):
         except Exception as exc:
             raise ExecutionFailed(f"{self._backend}: {first_line(exc)}") from exc
 
-    def close(self) -> None:
-        """Let go of the program, whoever still holds the session."""
-        del self._program
-
-    def _run(self, inputs: Tensors) -> Tensors:
+    def _run(self, inputs: Tensors, *, eagerly: bool) -> Tensors:
         program = self._program
         borrow = not program.writes_inputs
         tensors = {name: to_torch(array, self._device, borrow=borrow) for name, array in inputs.items()}
-        outputs = program.run(tensors)
+        outputs = program.run(tensors, eagerly=eagerly)
         borrowed: frozenset[int] = frozenset()
         if borrow and self._device.type == "cpu":
             borrowed = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors.values())

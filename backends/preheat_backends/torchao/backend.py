@@ -9,7 +9,8 @@ import torch
 from preheat.backend import Hardware, ModelSource, PartialConfig, Signature
 from preheat.errors import InvalidConfig
 from preheat_backends.artifacts import Artifact, Kind, Takes
-from preheat_backends.torch_compile.compilation import CompileOptions, check_compilable, compile_program
+from preheat_backends.torch_compile.compilation import compile_program
+from preheat_backends.torch_compile.options import CompileOptions, check_compilable
 from preheat_backends.torch_programs.backend import TorchBackend, load_module
 from preheat_backends.torch_programs.precision import CastProgram, Precision
 from preheat_backends.torch_programs.program import Program
@@ -77,7 +78,7 @@ class TorchaoBackend(TorchBackend):
 
         program = load_module(artifact, takes=self.takes, signature=signature, device=device, prepare=prepare)
         if parameters.compile:
-            program = compile_program(program, signature, parameters)
+            program = compile_program(program, source, signature, parameters)
         return program if dtype is None else CastProgram(program, dtype, signature)
 
 

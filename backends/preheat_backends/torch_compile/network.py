@@ -1,0 +1,125 @@
+"""One network, compiled for one kind of inputs."""
+
+import builtins
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+import torch._inductor
+import torch.fx.experimental._config
+from torch._dynamo.exc import Unsupported
+
+from preheat.errors import ExecutionFailed
+from preheat_backends.torch_compile.breaks import graph_breaks, place, summarize
+from preheat_backends.torch_compile.frames import report_given_up
+from preheat_backends.torch_compile.inductor import ReportingInductor
+from preheat_backends.torch_compile.options import CompileOptions
+from preheat_backends.torch_compile.release import generated_modules, release
+from preheat_backends.torch_programs.program import Arguments
+
+# What dynamo guards on that is the process's, and that another model may set at any time. What is the thread's among
+# it (grad mode, autocast, the number of threads) is as the session set it.
+_OF_THE_PROCESS = frozenset({"GLOBAL_STATE", "DEFAULT_DEVICE"})
+
+
+class CompiledNetwork:
+    """``module``, compiled for the inputs that ``what`` describes.
+
+    ``compile`` is called first, under the lock; after that, calls may come from several threads.
+    """
+
+    def __init__(self, module: torch.nn.Module, options: CompileOptions, what: str) -> None:
+        self._options = options
+        self._function = _own_function(module)
+        self._compiler = ReportingInductor(options.inductor, what)
+        self._generated: list[ModuleType] = []
+        self._breaks_before = graph_breaks()
+        # dynamic=False: nothing is dynamic but what is marked so.
+        self._network: Callable[..., object] = torch.compile(
+            self._function,
+            fullgraph=options.fullgraph,
+            dynamic=False,
+            backend=self._compiler,
+            options={"guard_filter_fn": self._filter_guards},
+        )
+        self.breaks: Counter[str] = Counter()
+
+    def __call__(self, arguments: Arguments) -> object:
+        """Run it."""
+        return self._network(*arguments.positional, **arguments.keyword)
+
+    def compile(self, arguments: Arguments) -> object:
+        """Run it for the first time. Raises ExecutionFailed where it compiles otherwise than was asked for."""
+        loaded = len(generated_modules())
+        try:
+            with _compiling(self._options):
+                result = self(arguments)
+            given_up = report_given_up()
+            if given_up and not self._compiler.graphs:
+                raise ExecutionFailed(f"nothing of the network compiles: {given_up[0]}; backend eager would serve it")
+        except Unsupported as exc:
+            raise ExecutionFailed(
+                "the network does not compile as one graph, which parameter fullgraph asks for: "
+                f"{summarize([str(exc)])}{place(str(exc))}"
+            ) from exc
+        finally:
+            self._generated += generated_modules()[loaded:]
+            self.breaks = graph_breaks() - self._breaks_before
+        return result
+
+    def tell_breaks(self) -> str:
+        """Where its graphs break, and what to do about it, in one line."""
+        return (
+            f"the network compiles as {self._compiler.graphs} graphs, with Python in between: "
+            f"{summarize(list(self.breaks))}. Each break costs time on every request, and what lies between runs "
+            "uncompiled; parameter fullgraph: true makes it an error, TORCH_LOGS=graph_breaks shows the lines"
+        )
+
+    def close(self) -> None:
+        """Have torch forget the graphs."""
+        release([self._function.__code__], self._generated)
+
+    def _filter_guards(self, guards: Sequence[Any]) -> Sequence[bool]:
+        """Which guards to keep: all, if there is Python between graphs, for it may change what they look at.
+
+        Otherwise none on state of the process. One graph computes as it was compiled to, whatever another model has
+        since set, as torch.set_default_dtype does for all threads: compiling again would be slow, and change answers.
+        """
+        if graph_breaks() - self._breaks_before:
+            return [True] * len(guards)
+        return [guard.guard_type not in _OF_THE_PROCESS for guard in guards]
+
+
+@contextmanager
+def _compiling(options: CompileOptions) -> Iterator[None]:
+    """Set this thread up to compile.
+
+    Options given to the compiler reach inductor only, but freezing begins in dynamo. And sizes that happen to be equal
+    in the first call, say the batch's and the sequence's, must not be taken for one.
+    """
+    inductor: Any = torch._inductor.config  # to the type checker, neither has patch()
+    shapes: Any = torch.fx.experimental._config
+    with inductor.patch(options.inductor), shapes.patch(use_duck_shape=False):
+        yield
+
+
+def _own_function(module: torch.nn.Module) -> FunctionType:
+    """The call of ``module`` as a function that shares neither its code nor its globals with any other.
+
+    torch keeps graphs by code object: otherwise all functions made here would share one list of them, and one limit.
+    And it puts what it compiled into the function's globals.
+    """
+
+    def network(*args: torch.Tensor, **kwargs: torch.Tensor) -> object:
+        return module(*args, **kwargs)
+
+    return FunctionType(
+        network.__code__.replace(),
+        {"__builtins__": builtins, "__name__": __name__},
+        network.__name__,
+        None,
+        network.__closure__,
+    )

@@ -1,0 +1,295 @@
+"""What torch_compile promises: a graph for each bucket, nothing compiled in silence, nothing shared by accident."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.backends.compiling import (
+    BREAKING_NETWORK,
+    COUNTING_NETWORK,
+    LINEAR_NETWORK,
+    SEQUENCES,
+    SQUARE,
+    Instances,
+    buckets,
+    load,
+    rows,
+    save_network,
+    sequences,
+    serving,
+)
+
+from preheat.backend import Dimension, Outside, Signature, TensorSpec
+from preheat.compilations import CompilationKind
+from preheat.errors import ExecutionFailed, InvalidConfig
+from preheat.tensors import DataType
+
+
+def kinds(instances: Instances) -> list[CompilationKind]:
+    return [compilation.kind for compilation in instances.take()]
+
+
+# --- Buckets -----------------------------------------------------------------------------------------------------
+
+
+def test_every_bucket_is_one_graph_that_is_stated_once_with_its_shapes(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    with serving(load(folder, buckets=buckets(1, 4))) as model:
+        for count in (1, 4, 1, 4):
+            model.infer(rows(count))
+        first, second = model.take()
+    assert [first.what, second.what] == ["x[1,4]", "x[4,4]"]
+    assert first.kind is second.kind is CompilationKind.GRAPH
+    assert first.seconds > 0
+
+
+def test_a_varying_dimension_with_buckets_is_compiled_for_each_of_its_sizes(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    with serving(load(folder, SEQUENCES, buckets=buckets(1, 2, sizes={"sequence": (8, 16)}))) as model:
+        for count, length in ((1, 8), (1, 16), (2, 8), (2, 16), (1, 8)):
+            assert model.infer(sequences(count, length))["y"].shape == (count, length, 4)
+        assert [each.what for each in model.take()] == ["x[1,8,4]", "x[1,16,4]", "x[2,8,4]", "x[2,16,4]"]
+
+
+def test_a_varying_dimension_without_buckets_is_refused_saying_what_would_do(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    message = (
+        r"input 'x': its dimension sequence\(1\.\.64\) varies.* preheat\.buckets\.sequence, .*dynamic: true, or fix"
+    )
+    with pytest.raises(InvalidConfig, match=message):
+        load(folder, SEQUENCES)
+    with pytest.raises(InvalidConfig, match=message):
+        load(folder, SEQUENCES, buckets=buckets(1, 8, sizes={"width": (8,)}))
+    unnamed = Signature((TensorSpec("x", DataType.FP32, (Dimension(minimum=1),)),), SQUARE.outputs, 8)
+    with pytest.raises(
+        InvalidConfig, match=r"name it by preheat\.shape\.x and list the sizes .* preheat\.buckets\.NAME"
+    ):
+        load(folder, unnamed)
+
+
+def test_with_dynamic_one_graph_serves_all_sizes_but_one(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    model = load(folder, SEQUENCES, parameters={"dynamic": "true"}, buckets=buckets(1, 8))
+    assert not model.specializes_on_shape
+    with serving(model) as instances:
+        for count, length in ((8, 64), (2, 3), (8, 8), (1, 5), (1, 64)):
+            instances.infer(sequences(count, length))
+        assert [each.what for each in instances.take()] == ["x[*,*,4]", "x[1,*,4]"]
+
+
+def test_eighteen_buckets_three_instances_and_three_reloads_share_no_limit(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    served = buckets(1, 2, 8, sizes={"sequence": (1, 2, 4, 8, 16, 32)})
+    for _ in range(3):
+        with serving(load(folder, SEQUENCES, buckets=served, instances=3), 3) as model:
+            for count in served.rows:
+                for length in served.sizes["sequence"]:
+                    model.infer_everywhere(sequences(count, length))
+            assert kinds(model) == [CompilationKind.GRAPH] * 18
+
+
+def test_graphs_that_break_have_a_limit_for_all_buckets_too(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, BREAKING_NETWORK)
+    served = buckets(1, 2, 8, sizes={"sequence": (1, 2, 4, 8)})
+    with serving(load(folder, SEQUENCES, buckets=served)) as model:
+        for count in served.rows:
+            for length in served.sizes["sequence"]:
+                model.infer(sequences(count, length))
+        assert kinds(model) == [CompilationKind.GRAPH] * 24
+        model.infer(sequences(8, 8))
+        assert kinds(model) == []
+
+
+def test_shapes_outside_the_buckets_have_a_limit_and_it_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preheat_backends.torch_compile.variants.OUTSIDE", 2)
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    with serving(load(folder, buckets=buckets(8, outside=Outside.COMPILE))) as model:
+        for count in (8, 3, 5):
+            model.infer(rows(count))
+        assert [each.what for each in model.take()] == ["x[8,4]", "x[3,4]", "x[5,4]"]
+        with pytest.raises(
+            ExecutionFailed, match=r"no graph for x\[6,4\], and the limit of 3 for this model is reached"
+        ):
+            model.infer(rows(6))
+        model.infer(rows(5))
+        assert model.take() == []
+
+
+# --- Uncompiled --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_model_runs_eagerly_on_the_same_weights_with_the_same_casts(tmp_path: Path, dtype: str) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    model = load(folder, parameters={"dtype": dtype}, buckets=buckets(2))
+    assert model.runs_eagerly
+    with serving(model) as instances:
+        eager = instances.infer(rows(2), eagerly=True)["y"]
+        assert instances.infer(rows(3), eagerly=True)["y"].shape == (3, 4)
+        assert instances.take() == []
+        compiled = instances.infer(rows(2))["y"]
+        assert kinds(instances) == [CompilationKind.GRAPH]
+    assert eager.dtype == compiled.dtype == np.float32
+    np.testing.assert_allclose(eager, compiled, rtol=1e-2 if dtype == "bf16" else 1e-6)
+
+
+# --- The proof ---------------------------------------------------------------------------------------------------
+
+
+def test_instances_that_need_the_same_graph_at_once_compile_it_once(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    with serving(load(folder, buckets=buckets(2), instances=3), 3) as model:
+        model.infer_everywhere(rows(2))
+        assert kinds(model) == [CompilationKind.GRAPH]
+
+
+def test_a_graph_that_is_compiled_again_is_stated_with_the_guard_that_failed(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, COUNTING_NETWORK)
+    with serving(load(folder, buckets=buckets(2))) as model:
+        model.infer(rows(2))
+        model.take()
+        model.infer(rows(2))
+        (again,) = model.take()
+    assert again.kind is CompilationKind.GRAPH
+    assert again.what.startswith("x[2,4]: graph 2: again, since ")
+    assert "calls" in again.what
+
+
+def test_a_network_that_needs_ever_more_graphs_fails_and_does_not_run_eagerly(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, COUNTING_NETWORK)
+    with serving(load(folder, buckets=buckets(2))) as model:
+        for _ in range(8):
+            model.infer(rows(2))
+        with pytest.raises(ExecutionFailed, match="needs more than 8 graphs, which is the limit"):
+            model.infer(rows(2))
+        assert kinds(model) == [CompilationKind.GRAPH] * 8
+
+
+def test_a_broken_network_states_each_of_its_graphs_and_logs_why_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_network(tmp_path, BREAKING_NETWORK)
+    with (
+        caplog.at_level(logging.WARNING, logger="preheat_backends"),
+        serving(load(folder, buckets=buckets(1, 2))) as model,
+    ):
+        model.infer(rows(1))
+        assert [each.what for each in model.take()] == ["x[1,4]", "x[1,4]: graph 2"]
+        model.infer(rows(2))
+        second = [each.what for each in model.take()]
+    assert "x[2,4]: again, since " in second[0]
+    assert "size mismatch" in second[0]
+    (record,) = [record for record in caplog.records if record.name.startswith("preheat_backends")]
+    text = record.getMessage()
+    assert text.startswith(
+        "m: the network compiles as 2 graphs, with Python in between: Call to `torch._dynamo.graph_break()`"
+    )
+    assert "fullgraph: true" in text
+    assert "\n" not in text
+
+
+def test_with_fullgraph_a_break_is_an_error_that_names_its_reason(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, BREAKING_NETWORK)
+    with serving(load(folder, parameters={"fullgraph": "true"}, buckets=buckets(1))) as model:
+        message = (
+            r"not compile as one graph, .* fullgraph .*: Call to `torch\._dynamo\.graph_break\(\)`.* at .*model\.py:\d"
+        )
+        with pytest.raises(ExecutionFailed, match=message):
+            model.infer(rows(1))
+        assert model.take() == []
+
+
+def test_code_that_dynamo_gives_up_is_stated_as_eager(tmp_path: Path) -> None:
+    forward = """
+        def inner(self, x):
+            with open("/dev/null"):
+                return torch.relu(x) if len(x) else x
+
+        def forward(self, x):
+            x = self.layer(x)
+            torch._dynamo.graph_break()
+            for _ in range(1):
+                x = self.inner(x)
+            return x
+    """
+    folder = save_network(tmp_path, forward)
+    with serving(load(folder, buckets=buckets(1))) as model:
+        model.infer(rows(1))
+        eager = [each for each in model.take() if each.kind is CompilationKind.EAGER]
+        assert eager
+        assert all("model.py" in each.what and "runs uncompiled: " in each.what for each in eager)
+        model.infer(rows(1))
+        assert model.take() == []
+
+
+def test_a_network_of_which_nothing_compiles_is_an_error(tmp_path: Path) -> None:
+    forward = """
+        def forward(self, x):
+            with open("/dev/null"):
+                return x.sum(1).tolist() and x
+    """
+    folder = save_network(tmp_path, forward)
+    with (
+        serving(load(folder, buckets=buckets(1))) as model,
+        pytest.raises(ExecutionFailed, match=r"nothing of the network compiles: .*backend eager would"),
+    ):
+        model.infer(rows(1))
+
+
+# --- State of the process ----------------------------------------------------------------------------------------
+
+
+def in_a_thread(action: Callable[[], None]) -> None:
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join()
+
+
+@pytest.fixture
+def other_settings() -> Iterator[Callable[[], None]]:
+    """Another model's code, as it changes torch's settings on its own thread; undone after the test."""
+
+    def change() -> None:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("cpu")
+        torch.set_grad_enabled(True)
+        torch.set_num_threads(2)
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+
+    yield change
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.use_deterministic_algorithms(mode=False)
+    torch.set_num_threads(1)
+
+
+def test_what_another_model_sets_for_the_process_compiles_nothing_again(
+    tmp_path: Path, other_settings: Callable[[], None]
+) -> None:
+    folder = save_network(tmp_path, "def forward(self, x):\n    return self.layer(x) + torch.ones(4)")
+    with serving(load(folder, buckets=buckets(2))) as model:
+        before = model.infer(rows(2))["y"]
+        model.take()
+        in_a_thread(other_settings)
+        after = model.infer(rows(2))["y"]
+        assert model.take() == []
+    assert after.dtype == np.float32
+    np.testing.assert_array_equal(before, after)
+
+
+def test_where_it_cannot_be_prevented_it_is_stated(tmp_path: Path, other_settings: Callable[[], None]) -> None:
+    folder = save_network(tmp_path, BREAKING_NETWORK)
+    with serving(load(folder, buckets=buckets(2))) as model:
+        model.infer(rows(2))
+        model.take()
+        in_a_thread(other_settings)
+        model.infer(rows(2))
+        stated = model.take()
+    assert [each.kind for each in stated] == [CompilationKind.GRAPH] * 2
+    assert all("again, since" in each.what and "GLOBAL_STATE changed" in each.what for each in stated)
