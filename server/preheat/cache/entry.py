@@ -16,7 +16,7 @@ from preheat.cache.storage import NotStorable, Worth
 log = logging.getLogger(__name__)
 
 # For a lock that is only ever held for long by those that compile, and then there is nothing to keep.
-_BRIEF_S = 2.0
+_BRIEF_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)

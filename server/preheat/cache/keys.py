@@ -7,13 +7,13 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from preheat.cache.files import digest
+from preheat.cache.files import Digest, digest
 
 # Part of every key: servers whose formats differ share a directory without seeing each other's entries.
 FORMAT = 1
@@ -23,6 +23,7 @@ _SLUG_LENGTH = 48
 _DERIVED = frozenset({"__pycache__"})
 # A file changed twice within one tick of the file system's clock looks the same, so young files are not remembered.
 _SETTLED_NS = 2_000_000_000
+_REMEMBERED = 10_000
 
 # Relative path -> SHA-256 of the content.
 Artifacts: TypeAlias = Mapping[str, str]
@@ -64,7 +65,9 @@ def environment_folder(text: str) -> str:
 class ArtifactDigests:
     """Digests the files of a version folder, each once for as long as it does not change. Any thread may call it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, read: Callable[[Path], Digest] = digest, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        self._read = read
+        self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._known: dict[_Identity, str] = {}
 
@@ -78,11 +81,13 @@ class ArtifactDigests:
             known = self._known.get(before)
         if known is not None:
             return known
-        now_ns = time.time_ns()
-        found = digest(path).sha256
+        now_ns = self._clock_ns()
+        found = self._read(path).sha256
         settled = max(before[3], before[4]) < now_ns - _SETTLED_NS
         if settled and _identity(path) == before:
             with self._lock:
+                if len(self._known) >= _REMEMBERED:
+                    self._known.clear()
                 self._known[before] = found
         return found
 

@@ -112,7 +112,7 @@ def remove_empty(environment: Path) -> None:
 
 def _environments(directory: Path) -> Iterator[Path]:
     for each in sorted(directory.iterdir()):
-        if each.name != _WORK and not each.name.startswith(".") and each.is_dir() and not each.is_symlink():
+        if each.name != _WORK and not each.name.startswith(".") and each.is_dir():
             yield each
 
 

@@ -56,7 +56,7 @@ def render(manifest: Manifest) -> bytes:
         "record": dict(manifest.record),
         "files": [[each.path, each.size, each.sha256, each.executable] for each in manifest.files],
     }
-    return json.dumps({"sha256": _sha256(body), "entry": body}, indent=1, allow_nan=False).encode()
+    return json.dumps({"sha256": checksum(body), "entry": body}, indent=1, allow_nan=False).encode()
 
 
 def parse(content: bytes) -> Manifest:
@@ -66,13 +66,19 @@ def parse(content: bytes) -> Manifest:
     try:
         document = json.loads(content, parse_constant=_refuse_constant)
         body = document["entry"]
-        if document["sha256"] != _sha256(body):
+        if document["sha256"] != checksum(body):
             raise Damaged("manifest.json does not have its checksum")
         if body["format"] != FORMAT:
             raise Damaged(f"manifest.json has format {body['format']!r}, this server reads {FORMAT}")
         return _manifest(body)
     except (ValueError, TypeError, LookupError, RecursionError) as exc:
         raise Damaged(f"manifest.json cannot be read: {type(exc).__name__}: {exc}") from exc
+
+
+def checksum(body: object) -> str:
+    """The SHA-256 of a manifest's ``entry``, however it is laid out as JSON."""
+    text = json.dumps(body, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _manifest(body: Mapping[str, Any]) -> Manifest:
@@ -107,11 +113,6 @@ def _file(path: Any, size: Any, sha256: Any, executable: Any) -> StoredFile:
     if not isinstance(sha256, str) or len(sha256) != _SHA256_DIGITS:
         raise Damaged(f"manifest.json: {path}: has no SHA-256")
     return StoredFile(path, size, sha256, executable)
-
-
-def _sha256(body: object) -> str:
-    text = json.dumps(body, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refuse_constant(name: str) -> object:

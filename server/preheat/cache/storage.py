@@ -184,6 +184,8 @@ def _matching_manifest(slot: Slot) -> Manifest:
 
 
 def _tree(slot: Slot) -> Tree:
+    if slot.path.is_symlink():
+        raise Damaged("it is a link")
     try:
         return files.read_tree(slot.path)
     except OSError as exc:
