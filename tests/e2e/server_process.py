@@ -17,16 +17,24 @@ GRPC_PORT = re.compile(r"gRPC on (\S+:\d+)")
 METRICS_PORT = re.compile(r"metrics on (http://\S+)")
 LOADED = re.compile(r" (?:not )?ready: \d+ model versions")
 _PLUGINS = Path(__file__).parent / "plugin"
+_COMPILE_CACHE = Path(__file__).parents[2] / "build" / "test-compile-cache"
 
 
 class ServerProcess:
     """A server on free ports of the loopback interface, from ``__enter__`` to ``__exit__``, which kills it if need be.
 
-    ``until`` is the log line that ``__enter__`` waits for. Each log line is passed on to this process's standard error
+    ``until`` is the log line that ``__enter__`` waits for, ``limit_s`` for how long. Each log line is passed on to this process's standard error
     as it comes, where pytest keeps it with the test that was running.
     """
 
-    def __init__(self, *repositories: Path, options: Sequence[str] = (), until: re.Pattern[str] = LOADED) -> None:
+    def __init__(
+        self,
+        *repositories: Path,
+        options: Sequence[str] = (),
+        until: re.Pattern[str] = LOADED,
+        limit_s: float = LIMIT_S,
+    ) -> None:
+        self._limit_s = limit_s
         self._command = serve_command(*repositories, options=options)
         self._until = until
         self._lines: list[str] = []
@@ -77,7 +85,7 @@ class ServerProcess:
             return match is not None or self._ended
 
         with self._news:
-            self._news.wait_for(found, LIMIT_S)
+            self._news.wait_for(found, self._limit_s)
         if match is None:
             raise AssertionError(f"the log has no {pattern}:\n{self.log}")
         return match
@@ -123,10 +131,13 @@ def serve_command(*repositories: Path, options: Sequence[str] = ()) -> list[str]
 
 
 def server_environment() -> dict[str, str]:
-    """This process's environment without the server's settings, and with the tests' own backend to be found."""
+    """This process's environment without the server's settings, and with the tests' own backend to be found.
+
+    What is compiled is kept for the next run of the tests.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREHEAT_")}
     path = os.pathsep.join([str(_PLUGINS), *filter(None, [inherited.get("PYTHONPATH")])])
-    return inherited | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return inherited | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PREHEAT_CACHE_DIR": str(_COMPILE_CACHE)}
 
 
 def write_model(repository: Path, name: str, config: str | None, *, versions: Iterable[int] = (1,)) -> Path:
