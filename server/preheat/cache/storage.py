@@ -75,7 +75,7 @@ def save(
     tree = _worthwhile(source, worth)
     size = sum(status.st_size for status in tree.files.values())
     if size > max_bytes:
-        raise NotStorable(f"it has {size} bytes, and the cache may have {max_bytes}")
+        raise NotStorable(f"it has {size} bytes, and --cache-max-bytes allows {max_bytes}")
     incoming = slot.incoming
     files.remove(incoming.path)
     try:
