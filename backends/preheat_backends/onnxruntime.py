@@ -24,7 +24,7 @@ from preheat.backend import (
     Signature,
     TensorSession,
 )
-from preheat.errors import BackendMissing, ExecutionFailed, InvalidArtifact
+from preheat.errors import BackendMissing, ExecutionFailed, InvalidArtifact, InvalidRequest
 from preheat.tensors import Array, DataType, Tensors
 from preheat_backends.artifacts import Artifact, Kind, Takes, find_artifact
 from preheat_backends.onnx_signature import read_signature
@@ -179,7 +179,7 @@ def _decode(name: str, strings: Array) -> Array:
     try:
         return np.array([string.decode() for string in strings.flat], np.object_).reshape(strings.shape)
     except UnicodeDecodeError as exc:
-        raise ExecutionFailed(f"onnxruntime: input {name!r}: {exc.object!r} is not UTF-8, as ONNX strings are") from exc
+        raise InvalidRequest(f"input {name!r}: {exc.object[:40]!r} is not UTF-8, as ONNX strings are") from exc
 
 
 def _encode(strings: Array) -> Array:

@@ -223,7 +223,8 @@ class TensorSession(Session, ABC):
 
         Inputs are C-contiguous, may be read-only, and are the session's only until it returns. Outputs must stay
         valid until the next call. Outputs beyond the signature's are ignored. Raises ExecutionFailed with a text the
-        client may see; anything else counts as a defect of the backend, fails this batch, and is logged.
+        client may see, or InvalidRequest for values that the client should not have sent; anything else counts as a
+        defect of the backend, fails this batch, and is logged.
         """
 
     def infer_eagerly(self, inputs: Tensors) -> Tensors:

@@ -145,6 +145,8 @@ class Engine:
         """
         self._refuse_when_stopping()
         if not model:
+            if version:
+                raise InvalidRequest(f"version '{version}': statistics of all models are of all their versions")
             handles = sorted(self._registry.handles(), key=lambda each: (each.name, each.version))
         else:
             found = self._find_for_statistics(model, version)

@@ -25,7 +25,7 @@ from tests.backends.cases import (
 )
 
 from preheat.backend import Dimension, PartialConfig, Signature, TensorSpec
-from preheat.errors import BackendMissing, ExecutionFailed, InvalidArtifact, InvalidConfig
+from preheat.errors import BackendMissing, ExecutionFailed, InvalidArtifact, InvalidConfig, InvalidRequest
 from preheat.tensors import DataType, Tensors
 from preheat_backends.onnx_signature import read_signature
 from preheat_backends.onnxruntime import OnnxRuntimeBackend
@@ -252,11 +252,11 @@ def test_a_graph_that_onnx_runtime_refuses_is_refused_with_its_reason(folder: Pa
         run(folder, declared, {})
 
 
-def test_strings_that_are_no_text_fail_the_batch(folder: Path) -> None:
+def test_strings_that_are_no_text_are_the_mistake_of_who_sent_them(folder: Path) -> None:
     values = [onnx_tensor("x", DataType.BYTES, ["n"]), onnx_tensor("y", DataType.BYTES, ["n"])]
     save(folder, [helper.make_node("Identity", ["x"], ["y"])], *values)
     partial = complete(folder)
-    with pytest.raises(ExecutionFailed, match=r"input 'x': b'\\xff' is not UTF-8, as ONNX strings are"):
+    with pytest.raises(InvalidRequest, match=r"input 'x': b'\\xff' is not UTF-8, as ONNX strings are"):
         run(folder, Signature(partial.inputs, partial.outputs), {"x": np.array([b"a", b"\xff"], np.object_)})
 
 

@@ -93,7 +93,6 @@ def test_requests_with_flipped_bits_end_in_an_answer_or_a_refusal(
     assert_unharmed(server, wire, subject)
 
 
-@pytest.mark.xfail(reason="the onnxruntime backend calls it a failure of the model: INTERNAL")
 def test_a_text_that_an_engine_cannot_hold_is_the_mistake_of_the_client(server: ServerProcess, wire: Wire) -> None:
     (subject,) = (each for each in SUBJECTS if each.name == "onnxruntime_texts")
     (tensor,) = subject.tensors()

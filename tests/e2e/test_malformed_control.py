@@ -118,7 +118,6 @@ def test_without_explicit_control_a_load_is_unavailable_however_it_is_asked(repo
             assert wire.status(rpc, wrong).code is grpc.StatusCode.UNIMPLEMENTED
 
 
-@pytest.mark.xfail(reason="the engine does not look at the version where the name is empty")
 def test_statistics_of_all_models_have_no_bad_version(wire: Wire) -> None:
     status = wire.status("ModelStatistics", for_model("ModelStatistics", "", "x"))
     assert status.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -178,7 +177,6 @@ def test_reflection_says_what_it_does_not_find(channel: grpc.Channel) -> None:
 
 
 # They have a server each, since what they show is in its log.
-@pytest.mark.xfail(reason="grpcio parses these messages itself: UNKNOWN, and a trace in the log for each")
 @pytest.mark.parametrize("method", [CHECK, WATCH, REFLECTION])
 def test_bytes_that_are_no_message_of_health_or_reflection_are_refused(repository: Path, method: str) -> None:
     with ServerProcess(repository, options=OPTIONS) as server, grpc.insecure_channel(server.grpc_address) as channel:

@@ -87,10 +87,13 @@ class ModelManager:
 
         Raises ModelNotFound if no repository has it, and LoadFailed, with what failed, leaving what served before.
         """
+        # Before there is a lock for it, which is kept: anyone may send any name.
+        if name not in self.names_on_disk() and not self._registry.knows(name):
+            raise _not_found(name)
         with self._lock_of(name):
             folder = find_model(self._repositories, name)
             if folder is None:
-                raise ModelNotFound(f"failed to load '{name}', failed to poll from model repository")
+                raise _not_found(name)
             if isinstance(folder, BrokenModel):
                 if not self._registry.handles_of(name):
                     self._mark_broken(name, folder)
@@ -109,9 +112,9 @@ class ModelManager:
 
         Raises ModelNotFound if it was never tried.
         """
+        if not self._registry.knows(name):
+            raise ModelNotFound(f"failed to unload '{name}', no such model was loaded")
         with self._lock_of(name):
-            if not self._registry.knows(name):
-                raise ModelNotFound(f"failed to unload '{name}', no such model was loaded")
             for handle in self._registry.handles_of(name):
                 self._retire(handle)
             self._registry.forget_failures(name)
@@ -216,3 +219,7 @@ class ModelManager:
         else:
             handle.lifecycle.move_to(State.FAILED, "a session hangs, or could not be closed")
         return closed
+
+
+def _not_found(name: str) -> ModelNotFound:
+    return ModelNotFound(f"failed to load '{name}', failed to poll from model repository")

@@ -8,7 +8,6 @@ from typing import TypeAlias, cast
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from preheat.engine import Engine
@@ -18,6 +17,7 @@ from preheat.protocol.codec import MAX_MESSAGE_BYTES
 from preheat.transport.health import Health
 from preheat.transport.mailbox import Mailbox
 from preheat.transport.methods import SERVICE, BlockingMethods, ControlMethods, infer
+from preheat.transport.side_services import health_handler, reflection_handler
 from preheat.transport.status import code_of, text_of
 
 log = logging.getLogger(__name__)
@@ -49,10 +49,14 @@ class GrpcioTransport:
         self._begun = 0
         self._running = 0
         self._server = grpc.aio.server(options=_OPTIONS)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         services = (SERVICE, Health.SERVICE, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(services, self._server)
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE, self._handlers()),
+                health_handler(self._health),
+                reflection_handler(services),
+            )
+        )
 
     async def start(self) -> int:
         """Bind and serve; the port bound (a free one for port 0). Raises OSError if the address cannot be had."""

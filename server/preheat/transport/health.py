@@ -24,13 +24,19 @@ class Health(health.aio.HealthServicer):
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self._engine = engine
+        self._services = {""}
         self._watches: set[asyncio.Future[None]] = set()
 
     async def refresh(self) -> None:
         """Take over the engine's readiness as it is now, and tell those who watch."""
         ready = {service: self._engine.ready() for service in ("", SERVICE)}
         for service, serving in {**ready, **self._engine.models_ready()}.items():
+            self._services.add(service)
             await self.set(service, _SERVING if serving else _NOT_SERVING)
+
+    def knows(self, service: str) -> bool:
+        """Whether a service of that name has a status."""
+        return service in self._services
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the service's name for it
         """Stream the status of a service whenever it changes."""

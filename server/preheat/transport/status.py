@@ -54,5 +54,9 @@ def code_of(error: ServingError, rpc: str) -> StatusCode:
 
 def text_of(error: ServingError) -> str:
     """The status text of ``error``, cut to what a header can carry."""
-    text = str(error)
+    return shorten(str(error))
+
+
+def shorten(text: str) -> str:
+    """``text``, cut to what a header can carry."""
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."

@@ -1,0 +1,70 @@
+"""The services beside inference, health and reflection, registered so that a request is parsed here.
+
+The libraries' own registration has gRPC parse it: bytes that are no message then end in UNKNOWN, and in a trace in the
+log for each of them.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from preheat.transport.health import Health
+from preheat.transport.status import shorten
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def health_handler(health: Health) -> grpc.GenericRpcHandler:
+    """grpc.health.v1, answered by ``health``."""
+
+    async def check(payload: bytes, context: Any) -> Any:
+        request = await _parse(health_pb2.HealthCheckRequest(), payload, context)
+        if not health.knows(request.service):
+            await context.abort(grpc.StatusCode.NOT_FOUND, shorten(f"unknown service '{request.service}'"))
+        return await health.Check(request, context)
+
+    async def watch(payload: bytes, context: Any) -> None:
+        await health.Watch(await _parse(health_pb2.HealthCheckRequest(), payload, context), context)
+
+    serializer = health_pb2.HealthCheckResponse.SerializeToString
+    return grpc.method_handlers_generic_handler(
+        Health.SERVICE,
+        {
+            "Check": grpc.unary_unary_rpc_method_handler(check, response_serializer=serializer),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch, response_serializer=serializer),
+        },
+    )
+
+
+def reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler:
+    """Server reflection of ``services``."""
+    # Any: the stubs take its generator for a coroutine.
+    servicer: Any = reflection.aio.ReflectionServicer(services)
+
+    async def answer(payloads: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        async def requests() -> AsyncIterator[Any]:
+            async for payload in payloads:
+                yield await _parse(reflection_pb2.ServerReflectionRequest(), payload, context)
+
+        async for response in servicer.ServerReflectionInfo(requests(), context):
+            yield response
+
+    serializer = reflection_pb2.ServerReflectionResponse.SerializeToString
+    return grpc.method_handlers_generic_handler(
+        reflection.SERVICE_NAME,
+        {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(answer, response_serializer=serializer)},
+    )
+
+
+async def _parse(message: MessageT, payload: bytes, context: Any) -> MessageT:
+    try:
+        message.ParseFromString(payload)
+    except DecodeError:
+        text = f"the message is no valid {message.DESCRIPTOR.full_name}"
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+    return message
