@@ -130,7 +130,7 @@ class CompileCache:
     def _prune(self) -> None:
         try:
             for entry in prune(self._directory, max_bytes=self._max_bytes):
-                log.info("compile cache: removed %s, last used of all, to stay below the limit", entry.key)
+                log.info("compile cache: removed %s, unused for longest, to keep to --cache-max-bytes", entry.key)
         except OSError as exc:
             log.warning("compile cache: cannot be kept below its limit: %s", exc)
 

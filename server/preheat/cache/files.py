@@ -141,15 +141,16 @@ def remove(path: Path) -> None:
 
 def _chunks(path: Path, flags: int) -> Iterator[memoryview]:
     """A regular file's content; each view is good until the next is asked for. Raises ReadFailed."""
-    buffer = memoryview(bytearray(_CHUNK))
     try:
         # O_NONBLOCK in the flags: a pipe that took a file's place must not hold the server up.
         descriptor = os.open(path, flags)
     except OSError as exc:
         raise ReadFailed(path, exc) from exc
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ReadFailed(path, OSError(errno.ENXIO, "is no regular file"))
+        buffer = memoryview(bytearray(min(_CHUNK, status.st_size + 1)))
         while size := _read_into(descriptor, buffer, path):
             yield buffer[:size]
     finally:

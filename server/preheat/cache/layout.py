@@ -6,6 +6,7 @@ work/OWNER, each owner alive for as long as work/OWNER.lock is held.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from preheat.cache.locks import HeldLock, try_lock, wait_for_lock
 _WORK = "work"
 _LOCK = ".lock"
 _INCOMING, _OUTGOING = ".incoming-", ".outgoing-"
+# What is named otherwise is not ours, and none of our business: somebody may name a directory that has other uses.
+_ENVIRONMENT_NAME = re.compile(r"[a-z0-9.-]+-[0-9a-f]{8}")
+_ENTRY_NAME = re.compile(r"(?:\.incoming-|\.outgoing-)?([0-9a-f]{32})(?:\.lock)?")
+_OWNER_NAME = re.compile(r"([0-9]+-[0-9a-f]{8})(?:\.lock)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def sweep(directory: Path) -> None:
                 _sweep_slot(slot)
         remove_empty(environment)
     work = work_path(directory)
-    for owner in {each.name.removesuffix(_LOCK) for each in work.iterdir()}:
+    for owner in _named(work, _OWNER_NAME):
         _sweep_owner(directory, owner)
 
 
@@ -112,17 +117,19 @@ def remove_empty(environment: Path) -> None:
 
 def _environments(directory: Path) -> Iterator[Path]:
     for each in sorted(directory.iterdir()):
-        if each.name != _WORK and not each.name.startswith(".") and each.is_dir():
+        if _ENVIRONMENT_NAME.fullmatch(each.name) and each.is_dir():
             yield each
 
 
-def _slots(environment: Path) -> Iterator[Slot]:
-    names: set[str] = set()
-    with suppress(FileNotFoundError):  # removed since it was listed
-        for each in environment.iterdir():
-            names.add(each.name.removesuffix(_LOCK).removeprefix(_INCOMING).removeprefix(_OUTGOING))
-    for name in sorted(names):
-        yield Slot(environment, name)
+def _slots(environment: Path) -> list[Slot]:
+    try:
+        return [Slot(environment, name) for name in _named(environment, _ENTRY_NAME)]
+    except FileNotFoundError:  # removed since it was listed
+        return []
+
+
+def _named(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    return sorted({match[1] for each in folder.iterdir() if (match := pattern.fullmatch(each.name))})
 
 
 def _sweep_slot(slot: Slot) -> None:

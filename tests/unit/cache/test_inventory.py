@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.cache.loads import CODE, LIMIT, RECORD, fill, key_of, logged, restored, store
+from tests.unit.cache.loads import CODE, LIMIT, RECORD, contents, fill, key_of, logged, restored, store
 
 from preheat.cache import CompileCache, Integrity, StoredEntry, inventory, make_key, prune
 from preheat.cache.locks import try_lock
@@ -90,7 +90,7 @@ def test_a_store_keeps_the_cache_within_its_bounds(directory: Path) -> None:
     assert names(directory) == ["c", "b"]
     assert lines == [
         f"compile cache: stored {key_of('c')}: {SIZE} bytes",
-        f"compile cache: removed {key_of('a')}, last used of all, to stay below the limit",
+        f"compile cache: removed {key_of('a')}, unused for longest, to keep to --cache-max-bytes",
     ]
     cache.close()
 
@@ -132,7 +132,7 @@ def test_pruning_takes_the_least_recently_used_and_not_one_more_than_it_must(
 ) -> None:
     directory = tmp_path_factory.mktemp("cache", numbered=True)
     for number, (hour, size) in enumerate(used):
-        entry = directory / "environment" / f"{number}"
+        entry = directory / "torch-12345678" / f"{number:032x}"
         (entry / "files").mkdir(parents=True)
         (entry / "files" / "code").write_bytes(bytes(size))
         (entry / "manifest.json").write_bytes(b"")
@@ -143,6 +143,20 @@ def test_pruning_takes_the_least_recently_used_and_not_one_more_than_it_must(
     assert [*left, *reversed(gone)] == before
     assert sum(entry.size for entry in left) <= limit
     assert not gone or sum(entry.size for entry in [*left, gone[-1]]) > limit
+
+
+def test_what_is_not_the_caches_is_left_alone_wherever_the_cache_is_put(directory: Path) -> None:
+    """Somebody may name a directory that has other uses, and prune it."""
+    for path in ("work/thesis/chapter", "work/notes.lock", "photos/2024/cat", "photos-12345678/2024", ".incoming-x"):
+        fill(directory, {path: b"precious"})
+    fill(directory, {f"photos/{'0' * 32}/cat": b"precious", "torch-12345678/0123.lock": b"precious"})
+    before = contents(directory)
+    directory.chmod(0o700)
+    cache = CompileCache(directory, max_bytes=LIMIT)
+    store(cache, key_of())
+    list(prune(directory, max_bytes=0))
+    cache.close()
+    assert contents(directory) == before
 
 
 def test_an_entrys_key_is_where_it_stands() -> None:
