@@ -1,0 +1,108 @@
+"""How long a model takes from LOADING to READY without and with the compile cache, and how hot READY is.
+
+    python -m benchmarks.cold_start model_repo/minilm_compiled [MODEL_DIR ...]
+
+Each figure is of fresh server processes on an empty or a filled cache. The first request after READY is compared with
+the median of those that follow it on the same connection. One JSON line for each model.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+from benchmarks.inputs import INFER, first_request
+from tests.e2e.scrape import scrape
+from tests.e2e.server_process import ServerProcess
+
+_SLOWEST_START_S = 1800.0
+_FOLLOWING = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start of a server: LOADING to READY, and what the first request took against the median of the next."""
+
+    load_s: float
+    first_ms: float
+    median_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The medians of one model's starts. ``first_over_median`` are of the starts with a filled cache."""
+
+    model: str
+    cold_s: float
+    warm_s: float
+    times_faster: float
+    cold_starts: int
+    warm_starts: int
+    first_over_median: float
+    worst_first_over_median: float
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL_DIR")
+    parser.add_argument("--cold", type=int, default=5, help="starts without a cache (default 5)")
+    parser.add_argument("--warm", type=int, default=20, help="starts with a filled cache (default 20)")
+    arguments = parser.parse_args()
+    for model in arguments.models:
+        print(json.dumps(asdict(measure(model.resolve(), cold=arguments.cold, warm=arguments.warm))), flush=True)
+
+
+def measure(model: Path, *, cold: int, warm: int) -> Result:
+    """Start servers of ``model`` alone, with empty caches and then with the one that the last of these filled."""
+    with tempfile.TemporaryDirectory() as folder:
+        repository, cache = Path(folder) / "repository", Path(folder) / "cache"
+        shutil.copytree(model, repository / model.name, symlinks=False)
+        without = []
+        for _ in range(cold):
+            shutil.rmtree(cache, ignore_errors=True)
+            without.append(start(repository, model, cache))
+        with_cache = [start(repository, model, cache) for _ in range(warm)]
+    cold_s = statistics.median(each.load_s for each in without)
+    warm_s = statistics.median(each.load_s for each in with_cache)
+    ratios = [each.first_ms / each.median_ms for each in with_cache]
+    return Result(
+        model.name,
+        round(cold_s, 2),
+        round(warm_s, 2),
+        round(cold_s / warm_s, 2),
+        cold,
+        warm,
+        round(statistics.median(ratios), 2),
+        round(max(ratios), 2),
+    )
+
+
+def start(repository: Path, model: Path, cache: Path) -> Start:
+    """Start a server, ask it as soon as it is ready, and end it."""
+    with ServerProcess(repository, options=["--cache-dir", str(cache)], limit_s=_SLOWEST_START_S) as server:
+        load_s = scrape(server).total("nv_model_load_duration_secs", model=model.name)
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            # This makes the connection too, which is not what is measured.
+            request = first_request(channel, model)
+            took_ms = [_ask(channel, request) for _ in range(1 + _FOLLOWING)]
+        cold = scrape(server).total("preheat_cold_compiles_total", model=model.name)
+        assert cold == 0, f"{cold} cold compilations"
+        server.terminate()
+    return Start(load_s, took_ms[0], statistics.median(took_ms[1:]))
+
+
+def _ask(channel: grpc.Channel, request: bytes) -> float:
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(INFER)
+    began_s = time.perf_counter()
+    call(request)
+    return (time.perf_counter() - began_s) * 1e3
+
+
+if __name__ == "__main__":
+    main()
