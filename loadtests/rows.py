@@ -33,13 +33,16 @@ def made_up_rows(model: Model, options: LoadOptions, *, count: int) -> list[Row]
 
 
 def read_rows(path: Path, model: Model, options: LoadOptions) -> list[Row]:
-    """The rows of a file ``{"data": [ROW, ...]}``. Raises LoadTestError, naming the file and the place in it."""
+    """The rows of a file ``{"data": [ROW, ...]}``. Raises LoadTestError, naming the file and the place in it.
+
+    The file may have the answers too, as perf_analyzer's ``validation_data``: a load test does not compare values.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LoadTestError(f"--input-data: {path}: {error}") from error
-    if not isinstance(document, dict) or document.keys() != {"data"}:
-        raise LoadTestError(f"--input-data: {path}: must be an object of one key, 'data'")
+    if not isinstance(document, dict) or document.keys() - {"validation_data"} != {"data"}:
+        raise LoadTestError(f"--input-data: {path}: must be an object with 'data', and no more than 'validation_data'")
     entries = document["data"]
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise LoadTestError(f"--input-data: {path}: 'data' must be a list of objects, one for each row")

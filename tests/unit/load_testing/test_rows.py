@@ -132,8 +132,8 @@ def test_a_tensor_that_cannot_be_is_named_with_its_place(tmp_path: Path, value: 
     ("text", "reason"),
     [
         ("{", "Expecting"),
-        ("[]", "one key, 'data'"),
-        ('{"data": [{"x": [1]}], "validation_data": []}', "one key, 'data'"),
+        ("[]", "an object with 'data'"),
+        ('{"data": [{"x": [1]}], "answers": []}', "no more than 'validation_data'"),
         ('{"data": []}', "a list of objects"),
         ('{"data": [[{"x": [1]}]]}', "a list of objects"),
         ('{"data": [{"y": [1]}]}', "has y; the model takes x"),
