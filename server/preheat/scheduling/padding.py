@@ -122,8 +122,10 @@ class Padding:
         }
 
     def _cut_axes(self, name: str, array: Array, sizes: Mapping[str, int]) -> Array:
+        if name not in self._outputs:
+            return array
         ends: list[slice] = [slice(None)] * array.ndim
-        for axis in self._outputs.get(name, ()):
+        for axis in self._outputs[name]:
             if axis.name in sizes:
                 ends[self._lead + axis.index] = slice(sizes[axis.name])
         return array[tuple(ends)]

@@ -5,6 +5,7 @@ buckets takes its two smallest sizes, since compilers treat a size of 1 apart. A
 gets its own through ``model_warmup``.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, product
@@ -52,13 +53,19 @@ def plan_warmup(signature: Signature, buckets: Buckets, samples: Sequence[Sample
     """
     rows = sorted(buckets.rows, reverse=True) if signature.batches else [None]
     sample = samples[0].inputs if samples else {}
-    shapes = list(_shapes(signature, buckets, sample))
-    if len(rows) * len(shapes) > _MAX_BATCHES:
+    sizes, inputs = _sizes(signature, buckets, sample), list(_input_sets(signature.inputs))
+    count = math.prod(map(len, sizes.values())) * len(inputs)
+    if len(rows) * count > _MAX_BATCHES:
         raise InvalidConfig(
-            f"{len(rows)} batch sizes times {len(shapes)} combinations of sizes and optional inputs would have to be "
+            f"{len(rows)} batch sizes times {count} combinations of sizes and optional inputs would have to be "
             f"warmed, at most {_MAX_BATCHES} can be: declare fewer buckets"
         )
-    batches = [_bucket_batch(count, shape, sample) for count in rows for shape in shapes]
+    shapes = [
+        _Shape(dict(zip(sizes, chosen, strict=True)), present)
+        for chosen in product(*sizes.values())
+        for present in inputs
+    ]
+    batches = [_bucket_batch(size, shape, sample) for size in rows for shape in shapes]
     return batches + plan_samples(signature, samples)
 
 
@@ -93,18 +100,21 @@ def least_size(dimension: Dimension, *, above: int = 0) -> int | None:
     return size if dimension.allows(size) else None
 
 
-def _shapes(signature: Signature, buckets: Buckets, sample: Tensors) -> Iterator[_Shape]:
-    """Every combination of sizes and of optional inputs, the largest sizes first."""
+def _sizes(signature: Signature, buckets: Buckets, sample: Tensors) -> Mapping[str, Sequence[int]]:
+    """The sizes to run of each varying axis, by :func:`axis_key`, the largest first."""
     choices: dict[str, Sequence[int]] = {}
     for spec in signature.inputs:
         for index, axis in enumerate(spec.shape):
             if axis.size is not None:
                 continue
-            own = [sample[spec.name].shape[index]] if spec.name in sample else _two_smallest(axis)
-            choices[axis_key(spec, index)] = buckets.sizes.get(axis.name or "") or own
-    for sizes in product(*(sorted(sizes, reverse=True) for sizes in choices.values())):
-        for inputs in _input_sets(signature.inputs):
-            yield _Shape(dict(zip(choices, sizes, strict=True)), inputs)
+            key = axis_key(spec, index)
+            if axis.name and axis.name in buckets.sizes:
+                choices[key] = buckets.sizes[axis.name]
+            elif spec.name in sample:
+                choices[key] = [sample[spec.name].shape[index]]
+            else:
+                choices.setdefault(key, _two_smallest(axis))
+    return {key: sorted(sizes, reverse=True) for key, sizes in choices.items()}
 
 
 def _two_smallest(axis: Dimension) -> Sequence[int]:
