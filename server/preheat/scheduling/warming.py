@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preheat.backend import Buckets, RequestSession, Session, Signature, TensorSession
-from preheat.compilations import Compilation
+from preheat.compilations import Compilation, CompilationKind
 from preheat.errors import LoadFailed, ServingError, reason_of
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
@@ -35,6 +35,11 @@ class WarmupStep:
     seconds: float
     memory_bytes: int
     compilations: Sequence[Compilation]
+
+    @property
+    def built(self) -> Sequence[Compilation]:
+        """What need not be built again. What ran uncompiled, since a sample is outside every bucket, always will."""
+        return [each for each in self.compilations if each.kind is not CompilationKind.EAGER]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +87,12 @@ class Warmup:
                 for k, batch in enumerate(batches, start=1)
             ]
             steps += done
-            if not any(step.compilations for step in done):
+            if not any(step.built for step in done):
                 return WarmupReport(time.monotonic() - started_s, steps)
-        late = next(step for step in steps if step.number == _MOST_PASSES and step.compilations)
+        late = next(step for step in steps if step.number == _MOST_PASSES and step.built)
         raise LoadFailed(
             f"warm-up of {self.name} does not come to an end: in pass {_MOST_PASSES}, {late.label} still compiled "
-            f"{late.compilations[0].what}"
+            f"{late.built[0].what}"
         )
 
     def _plan(self, session: Session) -> Sequence[WarmupBatch]:

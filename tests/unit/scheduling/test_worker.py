@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -16,40 +16,49 @@ from tests.unit.builders import (
     pending,
     raise_,
     rows_of,
+    unpadded,
 )
 
-from preheat.backend import Instance, Model, Session
-from preheat.errors import ExecutionFailed, InternalError, LoadFailed, RequestTimeout, reason_of
+from preheat.backend import Buckets, Instance, Model, Session
+from preheat.compilations import Compilation, CompilationKind, report_compilation
+from preheat.errors import ExecutionFailed, InternalError, LoadFailed, RequestTimeout
 from preheat.messages import InferResponse
 from preheat.scheduling.batching import BatchLimits
+from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.queue import RequestQueue
-from preheat.scheduling.warmup import WarmupBatch, plan_warmup
-from preheat.scheduling.worker import WarmupPlan, Worker
+from preheat.scheduling.warming import Warmup, WarmupReport
+from preheat.scheduling.worker import WarmUp, Worker
+from preheat.telemetry.events import Compiled
 from preheat.tensors import Array
 
 SIGNATURE = echo_signature(max_batch_size=4)
-BUCKETS = (1, 2, 4)
+REPORT = WarmupReport(seconds=2.5)
 
 
-def plan_buckets(_: Session) -> Sequence[WarmupBatch]:
-    return plan_warmup(SIGNATURE, BUCKETS, ())
+def executor() -> Executor:
+    return Executor("m", 1, signature=SIGNATURE, padding=unpadded(SIGNATURE), observer=Events())
+
+
+def warm_buckets(session: Session, record: CompilationRecord) -> WarmupReport:
+    warmup = Warmup("m/1", SIGNATURE, Buckets((1, 2, 4)), (), executor())
+    return warmup.run(session, record, instance=0, eagerly=False)
 
 
 @contextmanager
 def started(
-    model: Model, *, workers: int = 1, plan: WarmupPlan = lambda _: ()
+    model: Model, *, workers: int = 1, warm_up: WarmUp = lambda _, __: REPORT, events: Events | None = None
 ) -> Iterator[tuple[list[Worker], RequestQueue]]:
     """Workers on one queue; they have ended when this ends."""
     queue = RequestQueue(BatchLimits(max_rows=4), max_requests=100, max_bytes=100)
-    executor = Executor("m", 1, signature=SIGNATURE, buckets=(), observer=Events())
     made = [
         Worker(
             model,
             Instance(ordinal, "cpu", 1),
             name=f"m/1 instance {ordinal}",
-            plan=plan,
-            executor=executor,
+            warm_up=warm_up,
+            record=CompilationRecord("m", 1, ordinal, events or Events()),
+            executor=executor(),
             queue=queue,
         )
         for ordinal in range(workers)
@@ -71,8 +80,8 @@ def ask(queue: RequestQueue, value: float) -> Replies:
 
 def test_one_thread_of_its_own_opens_warms_serves_and_closes_a_session() -> None:
     model = Recording()
-    with started(model, plan=plan_buckets) as ((worker,), queue):
-        assert worker.warm.result(PATIENCE_S) >= 0
+    with started(model, warm_up=warm_buckets) as ((worker,), queue):
+        assert [step.label for step in worker.warm.result(PATIENCE_S).steps] == ["batch 4", "batch 2", "batch 1"]
         assert isinstance(ask(queue, 1).wait(), InferResponse)
     assert model.names == ["open", "infer 4", "infer 2", "infer 1", "infer 1", "close session"]
     (thread,) = {thread for _, thread in model.calls}
@@ -95,22 +104,58 @@ def test_a_session_that_cannot_be_opened_ends_its_worker_and_says_why(error: Bas
     assert model.names == ["open"]
 
 
-@pytest.mark.parametrize("error", [ExecutionFailed("out of memory"), RuntimeError("out of memory"), SystemExit(1)])
-def test_a_warm_up_that_fails_names_the_instance_and_the_bucket_and_closes_the_session(error: BaseException) -> None:
-    model = Recording(do=lambda rows: raise_(error) if len(rows) == 2 else None)
-    with started(model, plan=plan_buckets) as ((worker,), _):
-        failure = worker.warm.exception(PATIENCE_S)
-        assert worker.join(PATIENCE_S)
-    assert isinstance(failure, LoadFailed)
-    assert str(failure) == f"warm-up of m/1 instance 0 failed at batch 2: {reason_of(error)}"
-    assert model.names == ["open", "infer 4", "infer 2", "close session"]
+@pytest.mark.parametrize("error", [LoadFailed("out of memory"), RuntimeError("a defect"), SystemExit(1)])
+def test_a_warm_up_that_fails_closes_the_session_and_says_why(error: BaseException) -> None:
+    def fail(_: Session, __: CompilationRecord) -> WarmupReport:
+        raise error
 
-
-def test_a_warm_up_that_cannot_be_planned_fails_the_load() -> None:
     model = Recording()
-    with started(model, plan=lambda _: [][1]) as ((worker,), _):
-        assert isinstance(worker.warm.exception(PATIENCE_S), IndexError)
+    with started(model, warm_up=fail) as ((worker,), _):
+        assert worker.warm.exception(PATIENCE_S) is error
+        assert worker.join(PATIENCE_S)
     assert model.names == ["open", "close session"]
+
+
+def test_what_an_instance_compiles_is_told_apart_by_instance_and_by_whether_it_was_ready() -> None:
+    def compile_something(what: str) -> None:
+        report_compilation(Compilation(CompilationKind.GRAPH, what))
+
+    def warm(_: Session, record: CompilationRecord) -> WarmupReport:
+        compile_something("warming")
+        assert [each.what for each in record.seen] == ["opening", "warming"]
+        return REPORT
+
+    events = Events()
+    model = Recording(at_open=lambda _: compile_something("opening"), do=lambda _: compile_something("serving"))
+    with started(model, warm_up=warm, events=events, workers=2) as (workers, queue):
+        assert [worker.warm.result(PATIENCE_S) for worker in workers] == [REPORT] * 2
+        # Nobody listens here: it is no instance's thread.
+        compile_something("elsewhere")
+        assert isinstance(ask(queue, 1).wait(), InferResponse)
+    compiled = events.of(Compiled)
+    assert sorted((each.instance, each.what) for each in compiled if not each.ready) == [
+        (instance, what) for instance in (0, 1) for what in ("opening", "warming")
+    ]
+    assert [each.what for each in compiled if each.ready] == ["serving"]
+
+
+def test_an_instance_is_ready_before_anyone_can_know_it() -> None:
+    records: list[CompilationRecord] = []
+
+    def warm(_: Session, record: CompilationRecord) -> WarmupReport:
+        records.append(record)
+        assert not record.ready
+        return REPORT
+
+    ready: list[bool] = []
+    gate = threading.Event()
+    model = Recording(at_open=lambda _: gate.wait(PATIENCE_S))
+    with started(model, warm_up=warm) as ((worker,), _):
+        # Called on the instance's thread, by the very call that makes the result known.
+        worker.warm.add_done_callback(lambda _: ready.append(records[0].ready))
+        gate.set()
+        worker.warm.result(PATIENCE_S)
+    assert ready == [True]
 
 
 @pytest.mark.parametrize("error", [ExecutionFailed("no nines"), RuntimeError("a defect"), SystemExit(1)])
