@@ -10,6 +10,7 @@ import numpy as np
 
 from preheat.backend import (
     Backend,
+    Buckets,
     Dimension,
     Hardware,
     Instance,
@@ -28,7 +29,8 @@ from preheat.models.loader import Loader, LoadLimits
 from preheat.models.manager import ModelManager
 from preheat.models.registry import Registry
 from preheat.repository.scan import ModelFolder, read_model
-from preheat.scheduling.pending import Admitted, Answer, Pending
+from preheat.scheduling.padding import Padding
+from preheat.scheduling.pending import Admitted, Answer, BatchKey, Pending
 from preheat.scheduling.queue_policy import Standing
 from preheat.telemetry.events import Event
 from preheat.telemetry.statistics import Statistics
@@ -56,6 +58,11 @@ def echo_signature(*dims: int | Dimension, max_batch_size: int = 8, datatype: Da
     """One input ``x``, one output ``y`` like it."""
     dims = dims or (2,)
     return Signature((spec("x", *dims, datatype=datatype),), (spec("y", *dims, datatype=datatype),), max_batch_size)
+
+
+def unpadded(signature: Signature, *, rows: Sequence[int] = ()) -> Padding:
+    """Padding that leaves every size as it is, and batches too without ``rows``."""
+    return Padding(signature, Buckets(tuple(rows)), {})
 
 
 def tensor(name: str, array: Array) -> InputTensor:
@@ -135,13 +142,19 @@ def pending(
 
 
 def carrying(
-    inputs: Tensors, reply: Callable[[Answer], None], *, outputs: Sequence[str] = (), identity: str = ""
+    inputs: Tensors,
+    reply: Callable[[Answer], None],
+    *,
+    outputs: Sequence[str] = (),
+    identity: str = "",
+    key: BatchKey | None = None,
 ) -> Pending:
-    """An admitted request with tensors, whose first axis is the batch."""
+    """An admitted request with tensors, whose first axis is the batch; ``key`` None pads them to no other shape."""
+    own = tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))
     return Pending(
         request(outputs=outputs, identity=identity),
         reply,
-        admitted=Admitted(inputs, next(iter(inputs.values())).shape[0], ()),
+        admitted=Admitted(inputs, next(iter(inputs.values())).shape[0], own if key is None else key),
         arrived_s=0.0,
         standing=Standing(),
         settle=settle_nothing,

@@ -227,8 +227,9 @@ def test_a_device_that_cannot_load_frees_what_the_others_loaded(tmp_path: Path, 
 
 def test_a_failed_warm_up_says_where_and_why(tmp_path: Path) -> None:
     model = Recording(do=lambda batch: raise_(RuntimeError("no memory")) if len(batch) == 4 else None)
-    with pytest.raises(LoadFailed, match=r"^warm-up of m/1 instance 0 failed at batch 4: RuntimeError: no memory$"):
+    with pytest.raises(LoadFailed) as caught:
         load(tmp_path, PlannedBackend(lambda _: model))
+    assert str(caught.value) == ("warm-up of m/1 failed at instance 0: batch 4 (2 of 4): RuntimeError: no memory")
 
 
 def test_describing_a_model_loads_nothing(tmp_path: Path) -> None:

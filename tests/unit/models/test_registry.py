@@ -8,6 +8,7 @@ from tests.unit.builders import ECHO_CONFIG
 
 from preheat.backend import PartialConfig
 from preheat.errors import InvalidRequest, ModelNotFound, ModelUnavailable
+from preheat.models.caching import CachedSources
 from preheat.models.handle import Engines, Handle
 from preheat.models.lifecycle import Lifecycle, State
 from preheat.models.registry import Registry
@@ -29,9 +30,8 @@ def make(observer: Callable[[Event], None] = lambda _: None) -> Registry:
 
 
 def publish(registry: Registry, model: str = "m", version: int = 1) -> tuple[Handle, Lifecycle]:
-    made = Handle(
-        registry.begin(model, version), completed=COMPLETED, engines=Engines((), (), queue()), observer=lambda _: None
-    )
+    engines = Engines((), (), queue(), CachedSources(()))
+    made = Handle(registry.begin(model, version), completed=COMPLETED, engines=engines, observer=lambda _: None)
     registry.publish(made)
     return made, made.lifecycle
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.unit.builders import request, spec, tensor
+from tests.unit.builders import request, spec, tensor, unpadded
 
 from preheat.backend import Dimension, Signature
 from preheat.errors import InvalidRequest
@@ -27,7 +27,13 @@ SIGNATURE = Signature(
     max_batch_size=4,
 )
 WHOLE = Signature((spec("x", 2, -1),), (spec("y", 2, -1),))
-GATE = Gate("bert", SIGNATURE)
+
+
+def gate_of(signature: Signature, model: str = "m") -> Gate:
+    return Gate(model, signature, padding=unpadded(signature))
+
+
+GATE = gate_of(SIGNATURE, "bert")
 
 
 def tokens(name: str, rows: int = 1, length: int = 3) -> InputTensor:
@@ -69,7 +75,7 @@ def test_the_batch_key_depends_on_shapes_and_on_which_inputs_are_there_but_not_o
 
 
 def test_a_model_without_a_batch_axis_takes_whole_shapes_as_one_row() -> None:
-    admitted = Gate("m", WHOLE).admit(request(tensor("x", np.ones((2, 5), np.float32))))
+    admitted = gate_of(WHOLE).admit(request(tensor("x", np.ones((2, 5), np.float32))))
     assert (admitted.rows, admitted.batch_key) == (1, (("x", (2, 5)),))
 
 
@@ -153,7 +159,7 @@ def test_a_request_with_every_fault_is_told_of_them_in_the_order_of_the_protocol
 
 @pytest.mark.parametrize("shape", [(2, 2**62), (2, 2**63 - 1), (2, 2**40)])
 def test_a_shape_whose_product_could_not_be_held_is_refused(shape: tuple[int, ...]) -> None:
-    text = refusal(request(InputTensor("x", "FP32", shape, b"")), Gate("m", WHOLE))
+    text = refusal(request(InputTensor("x", "FP32", shape, b"")), gate_of(WHOLE))
     assert "unexpected shape for input 'x'" in text
 
 
@@ -164,7 +170,7 @@ def test_an_optional_input_may_be_left_out_or_given() -> None:
 
 
 def test_a_model_whose_inputs_are_all_optional_may_be_asked_with_none() -> None:
-    gate = Gate("m", Signature((spec("x", 2, optional=True),), (spec("y", 2),), max_batch_size=2))
+    gate = gate_of(Signature((spec("x", 2, optional=True),), (spec("y", 2),), max_batch_size=2))
     admitted = gate.admit(request())
     assert (admitted.inputs, admitted.rows) == ({}, 1)
 
@@ -173,12 +179,12 @@ def test_a_size_of_zero_is_an_empty_array_where_the_signature_allows_it() -> Non
     for asked in (words(), replace(words(), data=np.empty(0, np.object_))):
         assert GATE.admit(with_inputs(IDS, MASK, asked)).inputs["words"].shape == (1, 0)
     empty = InputTensor("x", "FP32", (2, 0), b"")
-    assert Gate("m", WHOLE).admit(request(empty)).inputs["x"].shape == (2, 0)
+    assert gate_of(WHOLE).admit(request(empty)).inputs["x"].shape == (2, 0)
 
 
 @pytest.mark.parametrize("data", [b"", np.empty(0, np.float32)])
 def test_an_empty_array_too_large_to_be_addressed_is_refused(data: bytes | Array) -> None:
-    gate = Gate("m", Signature((spec("x", -1, -1, -1),), (spec("y", 1),)))
+    gate = gate_of(Signature((spec("x", -1, -1, -1),), (spec("y", 1),)))
     assert "input 'x'" in refusal(request(InputTensor("x", "FP32", (2**40, 2**40, 0), data)), gate)
 
 
@@ -230,7 +236,7 @@ def test_any_input_is_refused_or_becomes_an_array_of_its_declared_shape_and_type
     claim: tuple[DataType, InputTensor], max_batch_size: int, rank: int
 ) -> None:
     expected, given_tensor = claim
-    gate = Gate("m", Signature((spec("x", *[-1] * rank, datatype=expected),), (spec("y", 1),), max_batch_size))
+    gate = gate_of(Signature((spec("x", *[-1] * rank, datatype=expected),), (spec("y", 1),), max_batch_size))
     try:
         admitted = gate.admit(request(given_tensor))
     except InvalidRequest:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.builders import Events, Replies, carrying, echo_signature, rows_of, spec
+from tests.unit.builders import Events, Replies, carrying, echo_signature, rows_of, spec, unpadded
 
 from preheat.backend import Outcome, Request, RequestSession, Response, Session, Signature, TensorSession
 from preheat.errors import ExecutionFailed, InternalError, InvalidRequest, RequestCancelled, RequestTimeout
@@ -57,8 +57,14 @@ def executor(
     events: Events | None = None,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Executor:
+    signature = signature or echo_signature()
     return Executor(
-        "m", 3, signature=signature or echo_signature(), buckets=buckets, observer=events or Events(), clock=clock
+        "m",
+        3,
+        signature=signature,
+        padding=unpadded(signature, rows=buckets),
+        observer=events or Events(),
+        clock=clock,
     )
 
 
@@ -111,7 +117,8 @@ def test_a_lone_request_of_the_right_size_reaches_the_session_uncopied() -> None
 def test_a_model_without_a_batch_axis_gets_the_tensors_of_one_request() -> None:
     session, replies = Computing(), Replies()
     # Two rows by its first axis, which is no batch here.
-    executor(echo_signature(2, 2, max_batch_size=0)).execute(session, [carrying({"x": rows_of(1, 2)}, replies)])
+    lone = carrying({"x": rows_of(1, 2)}, replies, key=(("x", (2, 2)),))
+    executor(echo_signature(2, 2, max_batch_size=0)).execute(session, [lone])
     assert [each.tolist() for each in session.seen] == [[[1, 1], [2, 2]]]
     assert output(replies) == [[-1, -1], [-2, -2]]
 
