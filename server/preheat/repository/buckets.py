@@ -1,6 +1,9 @@
 """The shapes that a configuration has warmed, and what requests are padded to them with."""
 
+import math
 from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from preheat.backend import Buckets, Dimension, Outside, Signature, TensorSpec
 from preheat.errors import InvalidConfig
@@ -92,10 +95,22 @@ def _pad_value(spec: TensorSpec, text: str, where: str) -> bool | int | float | 
         if datatype is DataType.BOOL:
             return _BOOLEANS[text]
         value = int(text) if datatype.numpy.kind in "iu" else float(text)
-        datatype.numpy.type(value)
-    except (KeyError, ValueError, OverflowError):
+        _check_range(value, datatype)
+    except (KeyError, ValueError):
         raise InvalidConfig(f"{where}: {text!r}: must be a value of {datatype.value}") from None
     return value
+
+
+def _check_range(value: float, datatype: DataType) -> None:
+    """Raise ValueError for a number that the type cannot hold."""
+    if datatype.numpy.kind in "iu":
+        bounds = np.iinfo(datatype.numpy)
+        fits = bounds.min <= value <= bounds.max
+    else:
+        with np.errstate(over="ignore"):
+            fits = not np.isinf(datatype.numpy.type(value)) or math.isinf(value)
+    if not fits:
+        raise ValueError(value)
 
 
 _BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from preheat.backend import Dimension
+from preheat.backend import Dimension, Outside
 from preheat.errors import InvalidConfig
 from preheat.repository.server_parameters import ServerParameters, parse_server_parameters
 
@@ -19,6 +19,18 @@ FILE = Path("repository/m/config.pbtxt")
         ("preheat.threads", "3", ServerParameters(threads=3)),
         ("preheat.accept_row_dependence", "true", ServerParameters(accept_row_dependence=True)),
         ("preheat.accept_row_dependence", "false", ServerParameters()),
+        ("preheat.row_independent", "true", ServerParameters(row_independent=True)),
+        ("preheat.row_independent", "false", ServerParameters(row_independent=False)),
+        ("preheat.buckets.sequence", "64, 16,16", ServerParameters(size_buckets={"sequence": (16, 64)})),
+        ("preheat.buckets.a.b", "4", ServerParameters(size_buckets={"a.b": (4,)})),
+        # As it is written: what it may be, the input's datatype decides.
+        ("preheat.pad.ids", " 0 ", ServerParameters(pads={"ids": " 0 "})),
+        ("preheat.pad.a.b", "", ServerParameters(pads={"a.b": ""})),
+        ("preheat.outside_buckets", "refuse", ServerParameters(outside_buckets=Outside.REFUSE)),
+        ("preheat.outside_buckets", "eager", ServerParameters(outside_buckets=Outside.EAGER)),
+        ("preheat.outside_buckets", "compile", ServerParameters(outside_buckets=Outside.COMPILE)),
+        ("preheat.padding_tolerance", "0", ServerParameters(padding_tolerance=0.0)),
+        ("preheat.padding_tolerance", "2e-3", ServerParameters(padding_tolerance=0.002)),
         ("preheat.shape.x", "height,_,width", ServerParameters(axis_names={"x": ("height", None, "width")})),
         ("preheat.shape.a.b", "seq", ServerParameters(axis_names={"a.b": ("seq",)})),
         ("preheat.dimension.seq", "1..512", ServerParameters(dimensions={"seq": Dimension("seq", 1, 512)})),
@@ -32,6 +44,18 @@ FILE = Path("repository/m/config.pbtxt")
 )
 def test_a_parameter_of_the_server_is_parsed(key: str, text: str, expected: ServerParameters) -> None:
     assert parse_server_parameters({key: text}, FILE) == (expected, {})
+
+
+def test_keys_that_go_on_with_a_name_are_kept_apart_from_the_key_without() -> None:
+    values = {
+        "preheat.buckets": "1,2",
+        "preheat.buckets.height": "3",
+        "preheat.buckets.width": "4",
+        "preheat.pad.x": "0",
+    }
+    assert parse_server_parameters(values, FILE)[0] == ServerParameters(
+        buckets=(1, 2), size_buckets={"height": (3,), "width": (4,)}, pads={"x": "0"}
+    )
 
 
 def test_other_parameters_are_the_backends() -> None:
@@ -55,7 +79,18 @@ def test_other_parameters_are_the_backends() -> None:
         ("preheat.dimension.seq", "9..1", "'9..1': the maximum must not be below the minimum"),
         ("preheat.dimension.seq", "1..9/0", "'1..9/0': the maximum must not be below the minimum, and the step"),
         ("preheat.bucket", "1", "unknown parameter; the server's are preheat.buckets, preheat.threads, "),
-        ("preheat.buckets.x", "1", "unknown parameter"),
+        ("preheat.row_independent", "1", "'1': must be true or false"),
+        ("preheat.buckets.sequence", "0,4", "'0,4': must be whole numbers of at least 1"),
+        ("preheat.buckets.sequence", "", "'': must be whole numbers of at least 1"),
+        ("preheat.outside_buckets", "Eager", "'Eager': must be one of refuse, eager, compile"),
+        ("preheat.outside_buckets", "", "'': must be one of refuse, eager, compile"),
+        ("preheat.padding_tolerance", "1", "'1': must be a share from 0 up to 1, such as 0.01"),
+        ("preheat.padding_tolerance", "-0.1", "'-0.1': must be a share"),
+        ("preheat.padding_tolerance", "nan", "'nan': must be a share"),
+        ("preheat.padding_tolerance", "1%", "'1%': must be a share"),
+        ("preheat.outside_buckets.sequence", "eager", "unknown parameter; the server's are "),
+        ("preheat.pad", "0", "preheat.buckets.NAME, preheat.pad.TENSOR"),
+        ("preheat.pad.", "0", "unknown parameter"),
         ("preheat.shape", "a", "unknown parameter; the server's are "),
         ("preheat.shape.", "a", "unknown parameter"),
         ("preheat.dimension", "1..2", "preheat.shape.TENSOR, preheat.dimension.NAME"),
