@@ -7,7 +7,8 @@ import torch
 from preheat.backend import ModelSource, Signature
 from preheat_backends.artifacts import Artifact, Kind, Takes
 from preheat_backends.torch_compile.compilation import compile_program
-from preheat_backends.torch_compile.options import CompileOptions, check_compilable
+from preheat_backends.torch_compile.environment import describe_environment
+from preheat_backends.torch_compile.options import CompileOptions, make_recipe
 from preheat_backends.torch_programs.backend import TorchBackend, load_module, load_program
 from preheat_backends.torch_programs.precision import CastProgram, Precision
 from preheat_backends.torch_programs.program import Program
@@ -34,13 +35,17 @@ class TorchCompileBackend(TorchBackend):
         """Refuse unknown parameters, and values that they cannot have."""
         source.parse_parameters(Parameters)
 
+    def environment(self, source: ModelSource) -> str:
+        """Versions, the CPU and the compiler, and the GPU if it is on one."""
+        return describe_environment(source)
+
     def build(self, artifact: Artifact, source: ModelSource, *, signature: Signature, device: torch.device) -> Program:
         """Load the network. It is compiled later, by the calls that warm it."""
         parameters = source.parse_parameters(Parameters)
-        check_compilable(source, signature, parameters, device=device)
+        recipe = make_recipe(source, signature, parameters, device=device)
         if parameters.dtype is None:
             program = load_program(artifact, source, takes=self.takes, signature=signature, device=device)
-            return compile_program(program, source, signature, parameters)
+            return compile_program(program, source, signature, recipe)
         if artifact.kind is not Kind.TEXT:
             raise source.refuse(
                 "dtype", parameters.dtype.value, "an exported program has its types in its graph; export it in this one"
@@ -49,4 +54,4 @@ class TorchCompileBackend(TorchBackend):
         program = load_module(
             artifact, takes=self.takes, signature=signature, device=device, prepare=lambda module: module.to(dtype)
         )
-        return CastProgram(compile_program(program, source, signature, parameters), dtype, signature)
+        return CastProgram(compile_program(program, source, signature, recipe), dtype, signature)

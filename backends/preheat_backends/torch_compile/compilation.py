@@ -19,7 +19,7 @@ from preheat.backend import ModelSource, Signature
 from preheat.errors import ExecutionFailed
 from preheat_backends.torch_compile.frames import report_given_up, watch
 from preheat_backends.torch_compile.network import CompiledNetwork
-from preheat_backends.torch_compile.options import CompileOptions
+from preheat_backends.torch_compile.options import Recipe
 from preheat_backends.torch_compile.variants import Variants
 from preheat_backends.torch_programs.program import Program, Wrapped
 
@@ -32,10 +32,10 @@ _COMPILING = compile_lock
 _UNLIMITED = 2**20
 
 
-def compile_program(program: Program, source: ModelSource, signature: Signature, options: CompileOptions) -> Program:
+def compile_program(program: Program, source: ModelSource, signature: Signature, recipe: Recipe) -> Program:
     """``program``, to be compiled by the calls that warm it."""
-    variants = Variants(signature, source.buckets, dynamic=options.dynamic)
-    return CompiledProgram(program, variants, options, model=source.name)
+    variants = Variants(signature, source.buckets, dynamic=recipe.dynamic)
+    return CompiledProgram(program, variants, recipe, model=source.name)
 
 
 class CompiledProgram(Wrapped):
@@ -45,11 +45,11 @@ class CompiledProgram(Wrapped):
     fits in a list which it reorders as it goes: two threads at it at once can miss theirs, and compile it again.
     """
 
-    def __init__(self, inner: Program, variants: Variants, options: CompileOptions, *, model: str) -> None:
+    def __init__(self, inner: Program, variants: Variants, recipe: Recipe, *, model: str) -> None:
         super().__init__(inner)
-        self.specializes_on_shape = not options.dynamic
+        self.specializes_on_shape = not recipe.dynamic
         self._variants = variants
-        self._options = options
+        self._recipe = recipe
         self._model = model
         # Both are written under _COMPILING, and read by any thread.
         self._networks: dict[object, CompiledNetwork] = {}
@@ -73,7 +73,7 @@ class CompiledProgram(Wrapped):
 
     def keeps(self, tensor: torch.Tensor) -> bool:
         """As the other says; of what is frozen nobody knows where it is."""
-        return self._options.freezing or super().keeps(tensor)
+        return self._recipe.freezing or super().keeps(tensor)
 
     def adopt_thread(self) -> None:
         """Have a network that needs ever more graphs fail, rather than run eagerly in silence.
@@ -107,7 +107,7 @@ class CompiledProgram(Wrapped):
                 )
             watch()
             self._variants.mark(inputs)
-            network = CompiledNetwork(self.module, self._options, what)
+            network = CompiledNetwork(self.module, self._recipe, what)
             try:
                 result = network.compile(self.arrange(inputs))
             except BaseException:

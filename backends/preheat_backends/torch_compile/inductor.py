@@ -1,26 +1,35 @@
 """The compiler that dynamo hands each graph to: inductor, which states that it compiled."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo.utils
 
 from preheat.compilations import Compilation, CompilationKind, report_compilation
+from preheat_backends.torch_compile.cache import caching_in, count_binaries
 from preheat_backends.torch_compile.frames import count_graph
+from preheat_backends.torch_compile.options import Recipe
+from preheat_backends.torch_compile.release import generated_modules
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 class ReportingInductor(torch._TorchCompileInductorWrapper):
     """torch's own way into inductor, for the graphs of one variant of one network, ``what``.
 
-    torch keeps every one of them for as long as the process lives: so it holds no weights.
+    torch keeps every one of them for as long as the process lives: so ``generated``, the modules that inductor made,
+    which hold frozen weights, are to be taken out when the network is closed.
     """
 
-    def __init__(self, options: Mapping[str, Any], what: str) -> None:
-        super().__init__(mode=None, options=dict(options), dynamic=False)  # type: ignore[no-untyped-call]
+    def __init__(self, recipe: Recipe, what: str) -> None:
+        super().__init__(mode=None, options=dict(recipe.inductor), dynamic=False)  # type: ignore[no-untyped-call]
         self._what = what
+        self._cache_path = recipe.cache_path
         self.graphs = 0
+        self.generated: list[ModuleType] = []
 
     # Graphs of one variant are not looked for among those of another.
     def __eq__(self, other: object) -> bool:
@@ -33,14 +42,30 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         """Compile a graph. dynamo calls it on the thread that waits, under its lock."""
         started_s = count_graph() or time.perf_counter()
         reason = _recompile_reason()
-        before = _cache_counts()
-        compiled = super().__call__(model_, inputs_, **settings)  # type: ignore[no-untyped-call]
+        with caching_in(self._cache_path):
+            before, known = self._cache_counts(), generated_modules()
+            compiled = super().__call__(model_, inputs_, **settings)  # type: ignore[no-untyped-call]
+        self.generated += [module for module in generated_modules() if module not in known]
         self.graphs += 1
         seconds = time.perf_counter() - started_s
         what = self._what if self.graphs == 1 else f"{self._what}: graph {self.graphs}"
         what = f"{what}: again, since {reason}" if reason else what
-        report_compilation(Compilation(CompilationKind.GRAPH, what, seconds=seconds, cached=_cached(before)))
+        report_compilation(Compilation(CompilationKind.GRAPH, what, seconds=seconds, cached=self._cached(before)))
         return compiled
+
+    def _cache_counts(self) -> tuple[int, int, int]:
+        """How many graphs inductor has found in its cache, in this process; had to compile; and cannot keep.
+
+        The last are such as hold weights in a format of oneDNN. Their kernels are kept, so it is those that tell.
+        """
+        counts = torch._dynamo.utils.counters["inductor"]
+        binaries = count_binaries(self._cache_path) if self._cache_path else -1
+        return counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"], binaries
+
+    def _cached(self, before: tuple[int, int, int]) -> bool:
+        """Whether nothing had to be compiled since ``before``."""
+        hits, misses, binaries = (now - then for now, then in zip(self._cache_counts(), before, strict=True))
+        return misses == 0 and (hits > 0 or (self._cache_path is not None and binaries == 0))
 
 
 def _recompile_reason() -> str | None:
@@ -48,14 +73,3 @@ def _recompile_reason() -> str | None:
     context = getattr(torch._dynamo.utils, "get_metrics_context", lambda: None)()
     reason = getattr(context, "_metrics", {}).get("recompile_reason")
     return " ".join(str(reason).split()) if reason else None
-
-
-def _cache_counts() -> tuple[int, int]:
-    """How many graphs inductor has found in its cache, in this process, and how many it has compiled."""
-    inductor = torch._dynamo.utils.counters["inductor"]
-    return inductor["fxgraph_cache_hit"], inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"]
-
-
-def _cached(before: tuple[int, int]) -> bool:
-    found, compiled = (now - then for now, then in zip(_cache_counts(), before, strict=True))
-    return found > 0 and compiled == 0

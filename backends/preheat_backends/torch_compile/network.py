@@ -4,7 +4,7 @@ import builtins
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from torch._dynamo.exc import Unsupported
 
 from preheat.errors import ExecutionFailed
 from preheat_backends.torch_compile.breaks import graph_breaks, place, summarize
+from preheat_backends.torch_compile.cache import caching_in
 from preheat_backends.torch_compile.frames import report_given_up
 from preheat_backends.torch_compile.inductor import ReportingInductor
-from preheat_backends.torch_compile.options import CompileOptions
-from preheat_backends.torch_compile.release import generated_modules, release
+from preheat_backends.torch_compile.options import Recipe
+from preheat_backends.torch_compile.release import release
 from preheat_backends.torch_programs.program import Arguments
 
 # What dynamo guards on that is the process's, and that another model may set at any time. What is the thread's among
@@ -31,16 +32,15 @@ class CompiledNetwork:
     ``compile`` is called first, under the lock; after that, calls may come from several threads.
     """
 
-    def __init__(self, module: torch.nn.Module, options: CompileOptions, what: str) -> None:
-        self._options = options
+    def __init__(self, module: torch.nn.Module, recipe: Recipe, what: str) -> None:
+        self._recipe = recipe
         self._function = _own_function(module)
-        self._compiler = ReportingInductor(options.inductor, what)
-        self._generated: list[ModuleType] = []
+        self._compiler = ReportingInductor(recipe, what)
         self._breaks_before = graph_breaks()
         # dynamic=False: nothing is dynamic but what is marked so.
         self._network: Callable[..., object] = torch.compile(
             self._function,
-            fullgraph=options.fullgraph,
+            fullgraph=recipe.fullgraph,
             dynamic=False,
             backend=self._compiler,
             options={"guard_filter_fn": self._filter_guards},
@@ -53,9 +53,8 @@ class CompiledNetwork:
 
     def compile(self, arguments: Arguments) -> object:
         """Run it for the first time. Raises ExecutionFailed where it compiles otherwise than was asked for."""
-        loaded = len(generated_modules())
         try:
-            with _compiling(self._options):
+            with _compiling(self._recipe):
                 result = self(arguments)
             given_up = report_given_up()
             if given_up and not self._compiler.graphs:
@@ -66,7 +65,6 @@ class CompiledNetwork:
                 f"{summarize([str(exc)])}{place(str(exc))}"
             ) from exc
         finally:
-            self._generated += generated_modules()[loaded:]
             self.breaks = graph_breaks() - self._breaks_before
         return result
 
@@ -80,7 +78,8 @@ class CompiledNetwork:
 
     def close(self) -> None:
         """Have torch forget the graphs."""
-        release([self._function.__code__], self._generated)
+        release([self._function.__code__], self._compiler.generated)
+        self._compiler.generated.clear()
 
     def _filter_guards(self, guards: Sequence[Any]) -> Sequence[bool]:
         """Which guards to keep: all, if there is Python between graphs, for it may change what they look at.
@@ -94,15 +93,20 @@ class CompiledNetwork:
 
 
 @contextmanager
-def _compiling(options: CompileOptions) -> Iterator[None]:
+def _compiling(recipe: Recipe) -> Iterator[None]:
     """Set this thread up to compile.
 
-    Options given to the compiler reach inductor only, but freezing begins in dynamo. And sizes that happen to be equal
-    in the first call, say the batch's and the sequence's, must not be taken for one.
+    Options given to the compiler reach inductor only, but freezing begins in dynamo. What Triton tunes when a kernel
+    first runs is to be kept with the kernel. And sizes that happen to be equal in the first call, say the batch's and
+    the sequence's, must not be taken for one.
     """
     inductor: Any = torch._inductor.config  # to the type checker, neither has patch()
     shapes: Any = torch.fx.experimental._config
-    with inductor.patch(options.inductor), shapes.patch(use_duck_shape=False):
+    with (
+        caching_in(recipe.cache_path),
+        inductor.patch(dict(recipe.inductor)),
+        shapes.patch(use_duck_shape=False),
+    ):
         yield
 
 

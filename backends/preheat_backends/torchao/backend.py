@@ -10,7 +10,8 @@ from preheat.backend import Hardware, ModelSource, PartialConfig, Signature
 from preheat.errors import InvalidConfig
 from preheat_backends.artifacts import Artifact, Kind, Takes
 from preheat_backends.torch_compile.compilation import compile_program
-from preheat_backends.torch_compile.options import CompileOptions, check_compilable
+from preheat_backends.torch_compile.environment import describe_environment
+from preheat_backends.torch_compile.options import CompileOptions, make_recipe, set_options
 from preheat_backends.torch_programs.backend import TorchBackend, load_module
 from preheat_backends.torch_programs.precision import CastProgram, Precision
 from preheat_backends.torch_programs.program import Program
@@ -54,11 +55,14 @@ class TorchaoBackend(TorchBackend):
         """Nothing of the signature. Activations are scaled row by row, so rows are independent of each other."""
         return dataclasses.replace(super().complete(source), row_independent=True)
 
+    def environment(self, source: ModelSource) -> str | None:
+        """As for torch_compile, if it is compiled."""
+        return describe_environment(source) if _parse(source)[0].compile else None
+
     def build(self, artifact: Artifact, source: ModelSource, *, signature: Signature, device: torch.device) -> Program:
         """Load the module, and quantize it before it goes onto the device."""
         parameters, quantization = _parse(source)
-        if parameters.compile:
-            check_compilable(source, signature, parameters, device=device)
+        recipe = make_recipe(source, signature, parameters, device=device) if parameters.compile else None
         dtype = parameters.dtype.dtype if parameters.dtype else None
 
         def prepare(module: torch.nn.Module) -> None:
@@ -77,8 +81,8 @@ class TorchaoBackend(TorchBackend):
                 ) from exc
 
         program = load_module(artifact, takes=self.takes, signature=signature, device=device, prepare=prepare)
-        if parameters.compile:
-            program = compile_program(program, source, signature, parameters)
+        if recipe is not None:
+            program = compile_program(program, source, signature, recipe)
         return program if dtype is None else CastProgram(program, dtype, signature)
 
 
@@ -90,9 +94,8 @@ def _parse(source: ModelSource) -> tuple[Parameters, Quantization]:
     if parameters.dtype is Precision.FP16:
         raise source.refuse("dtype", parameters.dtype.value, "must be one of fp32, bf16 beside 8-bit integers")
     if not parameters.compile:
-        for option in dataclasses.fields(CompileOptions):
-            if getattr(parameters, option.name) != option.default:
-                raise source.refuse(option.name, "true", "goes with parameter compile: true only")
+        for name, value in set_options(parameters):
+            raise source.refuse(name, value, "goes with parameter compile: true only")
     return parameters, parameters.quantization
 
 

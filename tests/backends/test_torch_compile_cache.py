@@ -1,0 +1,91 @@
+"""The compile cache of torch_compile: all that a model needs is in its own folder, wherever that lies."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.backends.cases import make_source
+from tests.backends.compiling import (
+    POINTWISE_NETWORK,
+    Instances,
+    buckets,
+    load,
+    rows,
+    save_network,
+    serving,
+)
+
+from preheat_backends.torch_compile import TorchCompileBackend
+from preheat_backends.torchao import TorchaoBackend
+
+
+def cached(model: Instances) -> list[bool]:
+    return [compilation.cached for compilation in model.take()]
+
+
+def cache_places() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.endswith("_CACHE_DIR")}
+
+
+def load_in_another_process(folder: Path, cache: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.backends.load_compiled", str(folder), str(cache), "2"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def result(process: subprocess.Popen[str]) -> Any:
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    return json.loads(told)
+
+
+def test_each_of_two_equal_models_finds_all_it_needs_in_its_own_folder(tmp_path: Path) -> None:
+    """They are compiled in one process, where the second could take the first one's kernels from memory."""
+    folder = save_network(tmp_path / "m", POINTWISE_NETWORK)
+    before = cache_places()
+    answers = {}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        with serving(load(folder, buckets=buckets(2), cache_path=tmp_path / name)) as model:
+            answers[name] = model.infer(rows(2))["y"].tolist()
+            assert cached(model) == [False]
+    assert cache_places() == before
+    moved = (tmp_path / "second").rename(tmp_path / "moved")
+    folders = {"first": tmp_path / "first", "second": moved}
+    processes = {name: load_in_another_process(folder, folders[name]) for name in folders}
+    told = {name: result(process) for name, process in processes.items()}
+    for name in folders:
+        assert told[name] == {"answer": answers[name], "stated": [["graph", "x[2,4]", True]], "compiled": []}
+
+
+def test_kernels_of_frozen_weights_are_found_again_though_their_graphs_are_not(tmp_path: Path) -> None:
+    folder = save_network(tmp_path / "m", POINTWISE_NETWORK)
+    (tmp_path / "cache").mkdir()
+    for expected in (False, True):
+        model = load(folder, parameters={"freezing": "true"}, buckets=buckets(2), cache_path=tmp_path / "cache")
+        with serving(model) as instances:
+            instances.infer(rows(2))
+            assert cached(instances) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "given"), [({}, False), ({"compile": "true"}, True)], ids=["not-compiled", "compiled"]
+)
+def test_torchao_has_an_environment_only_if_it_compiles(
+    tmp_path: Path, parameters: dict[str, str], given: bool
+) -> None:
+    source = make_source(tmp_path, parameters={"quantization": "int8_dynamic", **parameters})
+    assert (TorchaoBackend().environment(source) is not None) == given
+
+
+def test_the_environment_names_what_compiled_code_depends_on(tmp_path: Path) -> None:
+    source = make_source(tmp_path)
+    environment = TorchCompileBackend().environment(source)
+    for fact in ("torch 2.", "torchao ", "python cpython-", "compiler ", "cpu ", "threads 1"):
+        assert fact in environment
+    assert environment == TorchCompileBackend().environment(source)
+    assert environment != TorchCompileBackend().environment(dataclasses.replace(source, threads=2))
