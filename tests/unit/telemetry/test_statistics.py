@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import PATIENCE_S, Events
 
-from preheat.telemetry.events import BatchExecuted, FailureReason, RequestFailed, StateChanged, VersionLoaded, broadcast
+from preheat.compilations import CompilationKind
+from preheat.telemetry.events import (
+    BatchExecuted,
+    Compiled,
+    Event,
+    FailureReason,
+    RequestFailed,
+    StateChanged,
+    VersionLoaded,
+    broadcast,
+)
 from preheat.telemetry.statistics import LATENCY_BOUNDS_S, ROW_BOUNDS, Histogram, Statistics, VersionStatistics
 
 seconds = st.floats(0, 20)
@@ -27,7 +37,7 @@ def executed(rows: int = 3, model: str = "m") -> BatchExecuted:
     return BatchExecuted(model, 1, rows, [0.25, 0.5], [1.0, 2.0], 0.125, 0.25, 0.5)
 
 
-def counted(*events: BatchExecuted | RequestFailed | StateChanged | VersionLoaded) -> VersionStatistics:
+def counted(*events: Event) -> VersionStatistics:
     statistics = Statistics()
     for event in events:
         statistics.observe(event)
@@ -82,6 +92,38 @@ def test_the_state_and_the_times_of_loading_are_those_last_said() -> None:
         StateChanged("m", 1, "READY", ""),
     )
     assert (version.state, version.load_s, version.warmup_s) == ("READY", 2.0, 0.5)
+
+
+def compiled(kind: CompilationKind = CompilationKind.GRAPH, *, instance: int = 0, ready: bool = False) -> Compiled:
+    return Compiled("m", 1, instance, kind.value, "batch 4", 1.0, cached=False, ready=ready)
+
+
+READY = VersionLoaded("m", 1, "torch_compile", ["cpu"], 2.0, 0.5, instances=2)
+
+
+def test_all_that_can_be_compiled_is_counted_from_0_once_a_version_is_ready() -> None:
+    version = counted(READY)
+    assert version.compilations == {kind.value: 0 for kind in CompilationKind}
+    assert version.cold_compilations == {(instance, kind.value): 0 for instance in (0, 1) for kind in CompilationKind}
+
+
+def test_what_is_compiled_before_a_version_is_ready_is_not_cold_and_stays_counted() -> None:
+    version = counted(compiled(), compiled(instance=1), compiled(CompilationKind.AUTOTUNING), READY)
+    assert version.compilations == {kind.value: 0 for kind in CompilationKind} | {"graph": 2, "autotuning": 1}
+    assert set(version.cold_compilations.values()) == {0}
+
+
+@pytest.mark.parametrize("kind", CompilationKind)
+def test_what_is_compiled_after_is_counted_by_instance_and_kind_and_by_nothing_else(kind: CompilationKind) -> None:
+    version = counted(compiled(), READY, *[compiled(kind, instance=1, ready=True)] * 3)
+    moved = {key: count for key, count in version.cold_compilations.items() if count}
+    assert moved == {(1, kind.value): 3}
+    assert sum(version.compilations.values()) == 1
+
+
+def test_a_version_that_is_loaded_again_goes_on_counting() -> None:
+    version = counted(READY, compiled(ready=True), compiled(), READY, compiled(ready=True))
+    assert (version.compilations["graph"], version.cold_compilations[0, "graph"]) == (1, 2)
 
 
 def test_the_last_inference_is_told_in_milliseconds_of_this_age() -> None:
