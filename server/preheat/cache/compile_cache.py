@@ -85,15 +85,13 @@ class CompileCache:
         try:
             lock = _hold(claim, wait_s)
             return self._open(claim, lock)
-        except OSError as exc:
+        except BaseException as exc:
+            if lock is not None:
+                lock.release()
+            if not isinstance(exc, OSError):
+                raise
             log.warning("compile cache: %s is loaded without it: %s", claim.subject, exc)
-            if lock is not None:
-                lock.release()
             return Entry(claim, None)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
 
     def close(self) -> None:
         """Remove the folders that entries of this process still have. No entry may be in use. Raises OSError."""

@@ -82,15 +82,7 @@ def save(
         incoming.path.mkdir(mode=files.PRIVATE_FOLDER)
         incoming.files_path.mkdir(mode=files.PRIVATE_FOLDER)
         stored = _copy_in(tree, source, incoming.files_path)
-        manifest = Manifest(
-            environment=key.environment,
-            name=key.name,
-            backend=key.backend,
-            environment_text=key.environment_text,
-            created_s=time.time(),
-            files=stored,
-            record=record,
-        )
+        manifest = _describe(key, stored, record)
         files.write(incoming.manifest_path, render(manifest))
         files.sync_folder(incoming.path)
         _replace(slot)
@@ -124,6 +116,18 @@ def drop(slot: Slot) -> None:
         # First of all it is no entry any more.
         slot.path.rename(slot.outgoing)
         files.remove(slot.outgoing)
+
+
+def _describe(key: CacheKey, stored: tuple[StoredFile, ...], record: Mapping[str, Any]) -> Manifest:
+    return Manifest(
+        environment=key.environment,
+        name=key.name,
+        backend=key.backend,
+        environment_text=key.environment_text,
+        created_s=time.time(),
+        files=stored,
+        record=record,
+    )
 
 
 def _replace(slot: Slot) -> None:

@@ -64,12 +64,15 @@ def serve_until_told(directory: Path, control: Connection) -> None:
 def lock_and_fork(path: Path, control: Connection) -> None:
     """Hold a lock and have a child process, which lives on; send the child's number."""
     lock = try_lock(path)
+    begun, begins = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            os.write(begins, b"!")
             control.recv()
         finally:
             os._exit(0)
+    os.read(begun, 1)
     control.send((lock is not None, child))
     signal.pause()
 
