@@ -293,3 +293,31 @@ def test_where_it_cannot_be_prevented_it_is_stated(tmp_path: Path, other_setting
         stated = model.take()
     assert [each.kind for each in stated] == [CompilationKind.GRAPH] * 2
     assert all("again, since" in each.what and "GLOBAL_STATE changed" in each.what for each in stated)
+
+
+# --- Outputs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freezing", ["false", "true"])
+def test_outputs_that_are_weights_constants_or_inputs_are_the_callers_own(tmp_path: Path, freezing: str) -> None:
+    forward = """
+        def forward(self, x):
+            constant = torch.tensor([1.0, 2.0])
+            return {"y": self.layer(x), "weight": self.layer.weight, "constant": constant, "view": x[:, :2]}
+    """
+    names = ("y", "weight", "constant", "view")
+    outputs = tuple(TensorSpec(name, DataType.FP32, (Dimension(),)) for name in names)
+    folder = save_network(tmp_path, forward)
+    given = rows(2)
+    with serving(load(folder, Signature(SQUARE.inputs, outputs, 8), parameters={"freezing": freezing})) as model:
+        first = model.infer(given)
+        expected = {name: array.copy() for name, array in first.items()}
+        model.infer(rows(2, seed=1))
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, expected[name])
+            array[...] = 7
+        second = model.infer(given)
+        assert len(model.take()) == 1
+    for name, array in second.items():
+        np.testing.assert_array_equal(array, expected[name])
+    np.testing.assert_array_equal(given["x"], rows(2)["x"])

@@ -15,7 +15,7 @@ from preheat_backends.torch_compile.options import CompileOptions, make_recipe, 
 from preheat_backends.torch_programs.backend import TorchBackend, load_module
 from preheat_backends.torch_programs.precision import CastProgram, Precision
 from preheat_backends.torch_programs.program import Program
-from preheat_backends.torchao.quantization import NothingToQuantize, Quantization, quantize
+from preheat_backends.torchao.quantization import CannotQuantize, Quantization, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,9 @@ class TorchaoBackend(TorchBackend):
                     model=source.name,
                     only=_patterns(parameters.only),
                     skip=_patterns(parameters.skip),
+                    compiled_for_cpu=parameters.compile and device.type == "cpu",
                 )
-            except NothingToQuantize as exc:
+            except CannotQuantize as exc:
                 raise InvalidConfig(
                     f"{source.config_path}: backend 'torchao': the module of {artifact.path} {exc}"
                 ) from exc

@@ -2,7 +2,8 @@
 
 import enum
 import logging
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -33,6 +34,9 @@ with _without_import_noise():
         quantize_,
     )
 
+# It has no other effect than that its weights are hashed in the way that torch has for all such tensors.
+warnings.filterwarnings("ignore", message="Int8Tensor does not implement _stable_hash_for_caching")
+
 
 class Quantization(enum.Enum):
     """What becomes an 8-bit integer: the weights, or for the multiplication the activations too."""
@@ -51,19 +55,30 @@ _CONFIGS = {
 }
 
 
-class NothingToQuantize(Exception):
-    """No linear layer is left to quantize; or a pattern that names none. The text says which."""
+_INPUTS_OF_BF16 = 8
+
+
+class CannotQuantize(Exception):
+    """No linear layer is left to quantize, a pattern names none, or one cannot be served. The text says which."""
 
 
 def quantize(
-    module: torch.nn.Module, quantization: Quantization, *, model: str, only: Sequence[str], skip: Sequence[str]
+    module: torch.nn.Module,
+    quantization: Quantization,
+    *,
+    model: str,
+    only: Sequence[str],
+    skip: Sequence[str],
+    compiled_for_cpu: bool,
 ) -> None:
     """Quantize the linear layers of ``module``: those whose name fits a pattern of ``only``, and none of ``skip``.
 
-    Raises NothingToQuantize. The log says how much of ``model`` it was.
+    Raises CannotQuantize. The log says how much of ``model`` it was.
     """
     linear = {name: child for name, child in module.named_modules() if isinstance(child, torch.nn.Linear)}
     chosen = _choose(list(linear), only=only, skip=skip)
+    if compiled_for_cpu and quantization is Quantization.INT8_WEIGHT_ONLY:
+        _refuse_crashing({name: linear[name] for name in chosen})
     share = sum(linear[name].weight.numel() for name in chosen) / sum(each.numel() for each in module.parameters())
     quantize_(module, _CONFIGS[quantization], filter_fn=lambda _, name: name in chosen)
     log.info(
@@ -78,15 +93,33 @@ def quantize(
 
 def _choose(names: Sequence[str], *, only: Sequence[str], skip: Sequence[str]) -> Collection[str]:
     if not names:
-        raise NothingToQuantize("has no torch.nn.Linear, the only kind of layer that is quantized")
+        raise CannotQuantize("has no torch.nn.Linear, the only kind of layer that is quantized")
     for pattern in (*only, *skip):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise NothingToQuantize(f"has no torch.nn.Linear that {pattern!r} fits; it has {_list(names)}")
+            raise CannotQuantize(f"has no torch.nn.Linear that {pattern!r} fits; it has {_list(names)}")
     fit = {name for name in names if any(fnmatchcase(name, pattern) for pattern in only)}
     chosen = {name for name in fit if not any(fnmatchcase(name, pattern) for pattern in skip)}
     if not chosen:
-        raise NothingToQuantize(f"is left no torch.nn.Linear to quantize; it has {_list(names)}")
+        raise CannotQuantize(f"is left no torch.nn.Linear to quantize; it has {_list(names)}")
     return chosen
+
+
+def _refuse_crashing(layers: Mapping[str, torch.nn.Linear]) -> None:
+    """Refuse what would kill the process.
+
+    For bf16 activations inductor calls aten::_weight_int8pack_mm, which in torch 2.13 reads beyond its weights unless
+    the inputs are a multiple of 8 (seen with 1, 4, 15, 17, 31, 33 and 100).
+    """
+    odd = [
+        name
+        for name, layer in layers.items()
+        if layer.weight.dtype is torch.bfloat16 and layer.in_features % _INPUTS_OF_BF16
+    ]
+    if odd:
+        raise CannotQuantize(
+            "has layers for which torch has no safe kernel of 8-bit weights beside bf16 on the CPU, their inputs being "
+            f"no multiple of {_INPUTS_OF_BF16}: {_list(odd)}; name them in parameter skip, or set dtype: fp32"
+        )
 
 
 def _list(names: Sequence[str], *, limit: int = 5) -> str:
