@@ -89,8 +89,14 @@ class Server:
             return loading.done() and not hanging
         finally:
             metrics.close()
+            self._close_cache()
+
+    def _close_cache(self) -> None:
+        try:
             if self._cache is not None:
                 self._cache.close()
+        except OSError as exc:  # a load that goes on while the process ends may still write to its folder
+            log.warning("compile cache: what is left of this run is removed at the next start: %s", exc)
 
     async def _load(self) -> None:
         started_s = time.monotonic()
