@@ -136,6 +136,18 @@ def sample(datatype: DataType) -> Array:
     return np.array(values).astype(datatype.numpy)
 
 
+@all_cases
+def test_a_model_runs_without_anything_compiled_exactly_if_it_says_so(case: Case, build: Build) -> None:
+    model = load(case, build(case))
+    inputs = make_inputs(case.signature, 3, sequence=7)
+    with opened(model) as session:
+        if model.runs_eagerly:
+            assert_equal(session.infer_eagerly(inputs), case.reference(inputs), case.tolerance)
+        else:
+            with pytest.raises(NotImplementedError, match="does not run eagerly"):
+                session.infer_eagerly(inputs)
+
+
 # --- Threads and life --------------------------------------------------------------------------------------------
 
 

@@ -283,6 +283,20 @@ def test_what_another_model_sets_for_the_process_compiles_nothing_again(
     np.testing.assert_array_equal(before, after)
 
 
+def test_a_reset_of_torch_by_another_model_is_stated_as_compilations(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    with serving(load(folder, buckets=buckets(2))) as model:
+        first = model.infer(rows(2))["y"]
+        model.take()
+        in_a_thread(torch._dynamo.reset)
+        np.testing.assert_array_equal(model.infer(rows(2))["y"], first)
+        (again,) = model.take()
+        assert again.kind is CompilationKind.GRAPH
+        assert again.seconds < 60
+        model.infer(rows(2))
+        assert model.take() == []
+
+
 def test_where_it_cannot_be_prevented_it_is_stated(tmp_path: Path, other_settings: Callable[[], None]) -> None:
     folder = save_network(tmp_path, BREAKING_NETWORK)
     with serving(load(folder, buckets=buckets(2))) as model:

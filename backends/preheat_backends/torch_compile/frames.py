@@ -44,9 +44,9 @@ def watch() -> None:
 
 
 def count_graph() -> float:
-    """Note that the frame in hand gave a graph, and return when dynamo started on the frame, of time.perf_counter."""
+    """Note that the frame in hand gave a graph, and return when dynamo started on it, by time.perf_counter."""
     _FRAMES.graphs += 1
-    return _FRAMES.started_s
+    return _FRAMES.started_s or time.perf_counter()
 
 
 def report_given_up() -> Sequence[str]:
@@ -76,7 +76,10 @@ def _begin(args: CallbackArgs) -> None:
 def _end(args: CallbackArgs) -> None:
     kind = _KINDS.get(args.callback_trigger)
     if kind is not None:
-        seconds = time.perf_counter() - _FRAMES.started_s
+        now_s = time.perf_counter()
+        seconds = now_s - (_FRAMES.started_s or now_s)
         report_compilation(Compilation(kind, f"for graph {args.compile_id}", seconds=seconds))
     elif not _FRAMES.graphs:
         _FRAMES.without_graph.append(args.compile_id)
+    # The next start may not be told.
+    _FRAMES.started_s, _FRAMES.graphs = 0.0, 0

@@ -9,7 +9,7 @@ import torch._dynamo.utils
 
 from preheat.compilations import Compilation, CompilationKind, report_compilation
 from preheat_backends.torch_compile.cache import caching_in, count_binaries
-from preheat_backends.torch_compile.frames import count_graph
+from preheat_backends.torch_compile.frames import count_graph, watch
 from preheat_backends.torch_compile.options import Recipe
 from preheat_backends.torch_compile.release import generated_modules
 
@@ -40,7 +40,8 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
 
     def __call__(self, model_: torch.fx.GraphModule, inputs_: Sequence[Any], **settings: Any) -> Any:
         """Compile a graph. dynamo calls it on the thread that waits, under its lock."""
-        started_s = count_graph() or time.perf_counter()
+        watch()
+        started_s = count_graph()
         reason = _recompile_reason()
         with caching_in(self._cache_path):
             before, known = self._cache_counts(), generated_modules()
