@@ -23,8 +23,8 @@ _COMPILE_CACHE = Path(__file__).parents[2] / "build" / "test-compile-cache"
 class ServerProcess:
     """A server on free ports of the loopback interface, from ``__enter__`` to ``__exit__``, which kills it if need be.
 
-    ``until`` is the log line that ``__enter__`` waits for, ``limit_s`` for how long. Each log line is passed on to this process's standard error
-    as it comes, where pytest keeps it with the test that was running.
+    ``until`` is the log line that ``__enter__`` waits for, ``limit_s`` for how long. Each log line is passed on to this
+    process's standard error as it comes, where pytest keeps it with the test that was running.
     """
 
     def __init__(

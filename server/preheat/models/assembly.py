@@ -95,6 +95,7 @@ def _padding_check(completed: CompletedConfiguration) -> PaddingCheck:
     configuration = completed.configuration
     tolerance = configuration.server.padding_tolerance
     return PaddingCheck(
+        configuration.name,
         completed.signature,
         completed.buckets,
         completed.pad_values,

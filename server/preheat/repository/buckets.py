@@ -37,13 +37,13 @@ def pad_values(configuration: ModelConfiguration, signature: Signature) -> PadVa
     """The pad value of every input that has an axis with buckets. Raises InvalidConfig for one too few or too many."""
     sizes, pads = configuration.server.size_buckets, configuration.server.pads
     padded = {spec.name: spec for spec in signature.inputs if any(axis.name in sizes for axis in spec.shape)}
-    for name in pads:
+    for name in sorted(pads):
         if name not in padded:
             raise InvalidConfig(
                 f"{configuration.file}: parameters: preheat.pad.{name}: no input of that name has an axis with "
                 f"buckets, only {sorted(padded)} have"
             )
-    for name in padded:
+    for name in sorted(padded):
         if name not in pads:
             raise InvalidConfig(
                 f"{configuration.file}: parameters: preheat.pad.{name}: not set, and input '{name}' has an axis with "

@@ -6,7 +6,7 @@ The file wins where it speaks, but it cannot contradict the artifact: a differen
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from preheat.backend import Buckets, Dimension, PartialConfig, Signature, TensorSpec
+from preheat.backend import Buckets, Dimension, Outside, PartialConfig, Signature, TensorSpec
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
 from preheat.repository.axes import axis_renames, merge_dimensions, rename_axes, tie_axes
@@ -232,6 +232,18 @@ def _check_samples(configuration: ModelConfiguration, signature: Signature) -> N
         sizes: dict[str, int] = {}
         for name, array in sample.inputs.items():
             _check_sample_input(specs[name], array, sizes, f"{where}: inputs '{name}'")
+        _check_sample_fits(configuration, sizes, where)
+
+
+def _check_sample_fits(configuration: ModelConfiguration, sizes: Mapping[str, int], where: str) -> None:
+    """A sample beyond every bucket, where such are refused, would have compiled what no request can have."""
+    server = configuration.server
+    for name, buckets in server.size_buckets.items():
+        if sizes.get(name, 0) > buckets[-1] and server.outside_buckets in (None, Outside.REFUSE):
+            raise InvalidConfig(
+                f"{where}: dimension '{name}' is {sizes[name]}, which is beyond every bucket: "
+                f"{', '.join(map(str, buckets))}"
+            )
 
 
 def _check_sample_input(spec: TensorSpec, array: Array, sizes: dict[str, int], where: str) -> None:
@@ -264,6 +276,7 @@ def _complete_proto(configuration: ModelConfiguration, signature: Signature) -> 
         origins["dynamic_batching"] = FROM_ARTIFACT
     if not signature.row_independent:
         proto.parameters["preheat.row_independent"].string_value = "false"
+        origins.setdefault("parameters", FROM_ARTIFACT)
     proto.name = configuration.name
     proto.backend = configuration.backend
     if not proto.HasField("version_policy"):

@@ -41,12 +41,12 @@ def parse_server_parameters(values: Mapping[str, str], file: Path) -> tuple[Serv
     fields: dict[str, object] = {}
     families: dict[str, dict[str, object]] = {family.field: {} for family in _FAMILIES.values()}
     for key in (key for key in values if key.startswith(_PREFIX)):
-        kind, _, subject = key.removeprefix(_PREFIX).partition(".")
+        kind, dot, subject = key.removeprefix(_PREFIX).partition(".")
         try:
             if kind in _FAMILIES and subject:
                 family = _FAMILIES[kind]
                 families[family.field][subject] = family.parse(subject, values[key])
-            elif kind in _PARSERS and not subject:
+            elif kind in _PARSERS and not dot:
                 fields[kind] = _PARSERS[kind](values[key])
             else:
                 raise InvalidConfig(f"{file}: parameters: {key}: unknown parameter; the server's are {_allowed()}")

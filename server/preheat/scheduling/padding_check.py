@@ -11,6 +11,7 @@ import numpy as np
 
 from preheat.backend import Buckets, Dimension, Signature, TensorSpec
 from preheat.errors import LoadFailed
+from preheat.scheduling.output_check import OutputCheck
 from preheat.scheduling.padding import Padding, PadValues
 from preheat.scheduling.warmup import least_size
 from preheat.tensors import Array, DataType, Tensors
@@ -24,6 +25,7 @@ Infer = Callable[[Tensors], Tensors]
 class PaddingCheck:
     """What is needed to try one model version's padding. ``sample`` is one row, of which as much as fits is used."""
 
+    model: str
     signature: Signature
     buckets: Buckets
     pad_values: PadValues
@@ -33,7 +35,8 @@ class PaddingCheck:
     def run(self, infer: Infer) -> None:
         """Compare, for every bucket of every dimension, the shortest input that it holds. Blocks.
 
-        ``infer`` runs arrays at the very shapes they have. Raises LoadFailed naming dimension, bucket and output.
+        ``infer`` runs arrays at the very shapes they have. Raises LoadFailed naming dimension, bucket and output, and
+        what ``infer`` raises.
         """
         padding = Padding(self.signature, Buckets(sizes=self.buckets.sizes), self.pad_values)
         for name, size, bucket in self._cases():
@@ -46,9 +49,10 @@ class PaddingCheck:
                 self._compare(output, answers[output], expected, f"{name} {size} padded to {bucket}")
 
     def _answers(self, infer: Infer, inputs: Tensors) -> Tensors:
-        """The outputs that are promised, copied: the next run may overwrite them."""
-        outputs = infer(inputs)
-        return {spec.name: outputs[spec.name].copy() for spec in self.signature.outputs if spec.name in outputs}
+        """The outputs, held against the signature and copied: the next run may overwrite them."""
+        rows = 1 if self.signature.batches else None
+        outputs = OutputCheck(self.model, self.signature).check(infer(inputs), inputs, rows)
+        return {name: array.copy() for name, array in outputs.items()}
 
     def _cases(self) -> Iterator[tuple[str, int, int]]:
         """For each bucket its dimension, the smallest size that is padded to it, and its own size."""

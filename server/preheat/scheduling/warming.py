@@ -12,7 +12,7 @@ from preheat.compilations import Compilation, CompilationKind
 from preheat.errors import LoadFailed, ServingError, reason_of
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
-from preheat.scheduling.padding_check import PaddingCheck
+from preheat.scheduling.padding_check import Infer, PaddingCheck
 from preheat.scheduling.warmup import Sample, WarmupBatch, plan_samples, plan_warmup
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Warmup:
         started_s = time.monotonic()
         batches = self._plan(session)
         if self.check is not None and instance == 0 and isinstance(session, TensorSession):
-            self.check.run(session.infer_eagerly if eagerly else session.infer)
+            self._try_padding(self.check, session.infer_eagerly if eagerly else session.infer)
         steps: list[WarmupStep] = []
         for number in range(1, _MOST_PASSES + 1):
             done = [
@@ -94,6 +94,14 @@ class Warmup:
             f"warm-up of {self.name} does not come to an end: in pass {_MOST_PASSES}, {late.label} still compiled "
             f"{late.built[0].what}"
         )
+
+    def _try_padding(self, check: PaddingCheck, infer: Infer) -> None:
+        try:
+            check.run(infer)
+        except LoadFailed:
+            raise
+        except BaseException as exc:
+            raise LoadFailed(f"{self.name}: trying whether it can be padded failed: {reason_of(exc)}") from exc
 
     def _plan(self, session: Session) -> Sequence[WarmupBatch]:
         # A session that sees requests whole may have side effects: only what the configuration asks for is run.

@@ -15,7 +15,7 @@ import numpy as np
 from preheat.backend import Buckets, Dimension, Signature, TensorSpec
 from preheat.errors import InvalidConfig
 from preheat.scheduling.pending import BatchKey
-from preheat.tensors import Array, Tensors, zeros
+from preheat.tensors import Tensors, zeros
 
 # With more optional inputs than this, only none, each one and all of them are warmed.
 _ALL_COMBINATIONS = 4
@@ -60,12 +60,14 @@ def plan_warmup(signature: Signature, buckets: Buckets, samples: Sequence[Sample
             f"{len(rows)} batch sizes times {count} combinations of sizes and optional inputs would have to be "
             f"warmed, at most {_MAX_BATCHES} can be: declare fewer buckets"
         )
-    shapes = [
+    shapes = (
         _Shape(dict(zip(sizes, chosen, strict=True)), present)
         for chosen in product(*sizes.values())
         for present in inputs
-    ]
-    batches = [_bucket_batch(size, shape, sample) for size in rows for shape in shapes]
+    )
+    # Axes of an input that is not there make no difference: shapes that differ in no others are one.
+    different = {shape.key: shape for shape in shapes}
+    batches = [_bucket_batch(size, shape, sample) for size in rows for shape in different.values()]
     return batches + plan_samples(signature, samples)
 
 
@@ -86,6 +88,25 @@ class _Shape:
 
     sizes: Mapping[str, int]
     inputs: tuple[TensorSpec, ...]
+
+    @property
+    def key(self) -> BatchKey:
+        """The shapes of the inputs that are there, without the batch axis."""
+        return tuple(sorted((spec.name, self.of(spec)) for spec in self.inputs))
+
+    @property
+    def label(self) -> str:
+        """The sizes and optional inputs that tell it from others."""
+        there = {axis_key(spec, index) for spec in self.inputs for index in range(len(spec.shape))}
+        sizes = [f"{name} {size}" for name, size in self.sizes.items() if name in there]
+        return ", ".join([*sizes, *(f"with {spec.name}" for spec in self.inputs if spec.optional)])
+
+    def of(self, spec: TensorSpec) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(
+            self.sizes[axis_key(spec, index)] if axis.size is None else axis.size
+            for index, axis in enumerate(spec.shape)
+        )
 
 
 def axis_key(spec: TensorSpec, index: int) -> str:
@@ -120,7 +141,8 @@ def _sizes(signature: Signature, buckets: Buckets, sample: Tensors) -> Mapping[s
 def _two_smallest(axis: Dimension) -> Sequence[int]:
     first = least_size(axis)
     second = None if first is None else least_size(axis, above=first)
-    return [size for size in (first, second) if size is not None]
+    # One that can only be empty is empty.
+    return [size for size in (first, second) if size is not None] or [0]
 
 
 def _input_sets(specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, ...]]:
@@ -131,23 +153,15 @@ def _input_sets(specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, ...]]
 
 
 def _bucket_batch(rows: int | None, shape: _Shape, sample: Tensors) -> WarmupBatch:
-    row = {spec.name: _input(spec, shape.sizes) for spec in shape.inputs}
-    key = tuple(sorted((name, array.shape) for name, array in row.items()))
+    row = {spec.name: zeros(spec.datatype, shape.of(spec)) for spec in shape.inputs}
     if row.keys() == sample.keys() and all(
         sample[name].ndim == array.ndim and all(map(int.__le__, sample[name].shape, array.shape))
         for name, array in row.items()
     ):
         row = dict(sample)
-    words = [] if rows is None else [f"batch {rows}"]
-    words += [f"{name} {size}" for name, size in shape.sizes.items()]
-    words += [f"with {spec.name}" for spec in shape.inputs if spec.optional]
-    label = ", ".join(words) or "one request"
-    return WarmupBatch(label, [row] if rows is None else [_with_batch_axis(row)] * rows, key)
-
-
-def _input(spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
-    shape = (sizes[axis_key(spec, index)] if axis.size is None else axis.size for index, axis in enumerate(spec.shape))
-    return zeros(spec.datatype, tuple(shape))
+    words = [f"batch {rows}" if rows else "", shape.label]
+    label = ", ".join(filter(None, words)) or "one request"
+    return WarmupBatch(label, [row] if rows is None else [_with_batch_axis(row)] * rows, shape.key)
 
 
 def _with_batch_axis(row: Tensors) -> Tensors:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from preheat.telemetry.statistics import Histogram, Statistics, VersionStatistics
@@ -101,22 +101,22 @@ class StatisticsCollector(Collector):
         return family
 
     def _compilations(self, versions: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
-        yield _untotalled(
-            "preheat_compilations_total",
+        before = CounterMetricFamily(
+            "preheat_compilations",
             "Graphs, kernels, engines and sessions built before READY, by kind",
-            (((*labels, kind), count) for labels, v in versions.items() for kind, count in v.compilations.items()),
-            [*_LABELS, "kind"],
+            labels=[*_LABELS, "kind"],
         )
-        yield _untotalled(
-            "preheat_cold_compiles_total",
+        after = CounterMetricFamily(
+            "preheat_cold_compiles",
             "The same after READY, where a request waited for it, and requests that ran uncompiled (kind eager)",
-            (
-                ((*labels, str(instance), kind), count)
-                for labels, v in versions.items()
-                for (instance, kind), count in v.cold_compilations.items()
-            ),
-            [*_LABELS, "instance", "kind"],
+            labels=[*_LABELS, "instance", "kind"],
         )
+        for labels, v in versions.items():
+            for kind, count in v.compilations.items():
+                before.add_metric([*labels, kind], count)
+            for (instance, kind), count in v.cold_compilations.items():
+                after.add_metric([*labels, str(instance), kind], count)
+        yield from (before, after)
 
     def _loading(self, versions: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
         total = GaugeMetricFamily("nv_model_load_duration_secs", "Seconds from LOADING to READY", labels=_LABELS)

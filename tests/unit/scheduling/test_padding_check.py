@@ -34,7 +34,8 @@ class Noting:
 
 def heed_the_mask(inputs: Tensors) -> Tensors:
     ids, mask = inputs["ids"].astype(np.float32), inputs["mask"]
-    return {"pooled": ((ids * mask).sum(-1) / mask.sum(-1))[..., np.newaxis]}
+    pooled: Array = (ids * mask).sum(-1) / mask.sum(-1).astype(np.float32)
+    return {"pooled": pooled[..., np.newaxis].astype(np.float32)}
 
 
 def ignore_the_mask(inputs: Tensors) -> Tensors:
@@ -57,7 +58,7 @@ def check(
 ) -> PaddingCheck:
     signature = Signature(tuple(inputs), (output or spec("pooled", 1),), 8 * batches)
     buckets = Buckets((8,), {"sequence": (4, 8)} if sizes is None else sizes)
-    return PaddingCheck(signature, buckets, pads, sample or {}, tolerance)
+    return PaddingCheck("m", signature, buckets, pads, sample or {}, tolerance)
 
 
 def refusal(made: PaddingCheck, infer: Callable[[Tensors], Tensors]) -> str:
@@ -153,7 +154,7 @@ def test_outputs_are_compared_at_the_size_of_what_was_asked() -> None:
 
 def test_an_output_that_keeps_its_padding_is_refused() -> None:
     free = spec("pooled", -1)
-    assert "differs by 100.0%" in refusal(check(output=free), lambda inputs: {"pooled": inputs["ids"] * 1.0})
+    assert "differs by 100.0%" in refusal(check(output=free), lambda inputs: {"pooled": inputs["ids"].astype("f4")})
 
 
 def test_a_session_that_overwrites_its_last_answer_is_found_out_all_the_same() -> None:

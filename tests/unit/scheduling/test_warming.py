@@ -232,19 +232,19 @@ def test_a_session_that_sees_requests_whole_cannot_be_padded() -> None:
 
 def test_padding_is_tried_on_the_first_instance_before_anything_else() -> None:
     session = Echo()
-    Warming(check=PaddingCheck(SIGNATURE, BUCKETS, {"x": 0.0}, {})).run(session)
+    Warming(check=PaddingCheck("m", SIGNATURE, BUCKETS, {"x": 0.0}, {})).run(session)
     assert session.calls == ["infer 1x8", "infer 1x1", *PASS]
 
 
 def test_padding_is_tried_without_compiling_where_the_model_can() -> None:
     session = Echo()
-    Warming(check=PaddingCheck(SIGNATURE, BUCKETS, {"x": 0.0}, {}), eagerly=True).run(session)
+    Warming(check=PaddingCheck("m", SIGNATURE, BUCKETS, {"x": 0.0}, {}), eagerly=True).run(session)
     assert session.calls == ["eager 1x8", "eager 1x1", *PASS]
 
 
 def test_padding_is_not_tried_on_other_instances() -> None:
     session = Echo()
-    Warming(check=PaddingCheck(SIGNATURE, BUCKETS, {"x": 0.0}, {}), instance=1).run(session)
+    Warming(check=PaddingCheck("m", SIGNATURE, BUCKETS, {"x": 0.0}, {}), instance=1).run(session)
     assert session.calls == PASS
 
 
@@ -254,7 +254,7 @@ def test_padding_that_changes_answers_fails_the_load_before_anything_is_warmed()
             return {"y": np.full_like(super().infer(inputs)["y"], inputs["x"].mean())}
 
     session = Mean()
-    text = Warming(check=PaddingCheck(SIGNATURE, BUCKETS, {"x": 0.0}, {})).refusal(session)
+    text = Warming(check=PaddingCheck("m", SIGNATURE, BUCKETS, {"x": 0.0}, {})).refusal(session)
     assert "output 'y' of length 1 padded to 8" in text
     assert session.calls == ["infer 1x8", "infer 1x1"]
 
