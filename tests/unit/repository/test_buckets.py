@@ -244,3 +244,24 @@ def test_the_effective_configuration_shows_that_rows_depend_on_each_other(
 
 def test_the_effective_configuration_says_nothing_of_rows_that_do_not() -> None:
     assert not completed({}).proto.parameters
+
+
+def test_a_sample_that_no_bucket_holds_is_refused_where_such_requests_are() -> None:
+    warmup = "".join(
+        f'inputs {{ key: "{name}" value {{ data_type: TYPE_INT64 dims: [ 65 ] zero_data: true }} }} '
+        for name in ("ids", "mask")
+    )
+    text = f'max_batch_size: 6 model_warmup {{ name: "long" batch_size: 1 {warmup} }}'
+    assert "model_warmup 'long': dimension 'sequence' is 65, which is beyond every bucket: 16, 64" in refusal(
+        SIZES, text=text
+    )
+    completed({**SIZES, "preheat.outside_buckets": "compile"}, text=text)
+
+
+@pytest.mark.parametrize("key", ["preheat.buckets.", "preheat.threads."])
+def test_a_key_that_ends_with_a_dot_names_nothing(key: str) -> None:
+    assert "unknown parameter" in refusal({key: "2"})
+
+
+def test_row_dependence_that_the_artifact_states_has_the_artifact_for_its_origin() -> None:
+    assert completed({}, DEPENDENT).origins["parameters"] == "the artifact"
