@@ -92,6 +92,17 @@ def test_eighteen_buckets_three_instances_and_three_reloads_share_no_limit(tmp_p
             assert kinds(model) == [CompilationKind.GRAPH] * 18
 
 
+def test_closing_a_model_leaves_the_graphs_of_another_alone(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    with serving(load(folder, buckets=buckets(2))) as model:
+        with serving(load(folder, buckets=buckets(2))) as other:
+            other.infer(rows(2))
+            model.infer(rows(2))
+            model.take()
+        model.infer(rows(2))
+        assert model.take() == []
+
+
 def test_graphs_that_break_have_a_limit_for_all_buckets_too(tmp_path: Path) -> None:
     folder = save_network(tmp_path, BREAKING_NETWORK)
     served = buckets(1, 2, 8, sizes={"sequence": (1, 2, 4, 8)})
@@ -317,9 +328,11 @@ def test_outputs_that_are_weights_constants_or_inputs_are_the_callers_own(tmp_pa
     forward = """
         def forward(self, x):
             constant = torch.tensor([1.0, 2.0])
-            return {"y": self.layer(x), "weight": self.layer.weight, "constant": constant, "view": x[:, :2]}
+            weight = self.layer.weight
+            folded = weight @ weight
+            return {"y": self.layer(x), "weight": weight, "folded": folded, "constant": constant, "view": x[:, :2]}
     """
-    names = ("y", "weight", "constant", "view")
+    names = ("y", "weight", "folded", "constant", "view")
     outputs = tuple(TensorSpec(name, DataType.FP32, (Dimension(),)) for name in names)
     folder = save_network(tmp_path, forward)
     given = rows(2)
