@@ -1,12 +1,13 @@
 """One load's dealings with the compile cache: a folder for each source, kept once the model is warm."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from preheat.backend import Backend, ModelSource
-from preheat.cache import CompileCache, Entry
+from preheat.cache import CacheKey, CompileCache, Entry
 from preheat.scheduling.warming import WarmupReport
 
 log = logging.getLogger(__name__)
@@ -19,11 +20,13 @@ _WAIT_SECONDS = 3600.0
 class CachedSources:
     """The sources of one load, those with a folder of the cache pointing to it. Belongs to the load, then to the model.
 
-    ``entries`` are empty where there is no cache, or the backend leaves nothing in one.
+    ``entries`` are empty where there is no cache, or the backend leaves nothing in one. ``unchanged`` says whether the
+    artifacts are still those that the entries are found by.
     """
 
     sources: Sequence[ModelSource]
     entries: Sequence[Entry] = ()
+    unchanged: Callable[[], bool] = lambda: True
 
     @property
     def cold(self) -> bool:
@@ -38,6 +41,9 @@ class CachedSources:
     def store(self, reports: Sequence[WarmupReport], seconds: float) -> None:
         """Keep what the load left, with what it took. Slow. Never raises for what is on the disk."""
         source = self.sources[0]
+        if not self.unchanged():
+            log.warning("compile cache: %s/%d changed while it was loaded; not stored", source.name, source.version)
+            return
         built = any(not each.cached for report in reports for step in report.steps for each in step.compilations)
         for entry in self.entries:
             if entry.warm and not built:
@@ -63,25 +69,50 @@ def open_cached(cache: CompileCache | None, backend: Backend, sources: Sequence[
     environments = [backend.environment(source) for source in sources] if cache is not None else []
     if cache is None or None in environments:
         return CachedSources(sources)
-    entries: list[Entry] = []
+    keyed = partial(_keys, cache, type(backend).__name__, [each or "" for each in environments], sources)
     try:
-        for source, environment in zip(sources, environments, strict=True):
-            entries.append(_open(cache, backend, source, environment or ""))
+        keys = keyed()
+    except OSError as exc:
+        log.warning("compile cache: %s is loaded without it: %s", sources[0].name, exc)
+        return CachedSources(sources)
+    entries = _open_all(cache, keys, sources[0])
+    placed = [replace(source, cache_path=entries[key].path) for source, key in zip(sources, keys, strict=True)]
+    return CachedSources(placed, [entries[key] for key in keys], unchanged=lambda: _same(keyed, keys))
+
+
+def _keys(
+    cache: CompileCache, backend: str, environments: Sequence[str], sources: Sequence[ModelSource]
+) -> list[CacheKey]:
+    return [
+        cache.key(
+            backend=backend,
+            environment=environment,
+            folder=source.version_path,
+            configuration=_compiled_from(source),
+        )
+        for environment, source in zip(environments, sources, strict=True)
+    ]
+
+
+def _same(keyed: Callable[[], list[CacheKey]], keys: list[CacheKey]) -> bool:
+    try:
+        return keyed() == keys
+    except OSError:
+        return False
+
+
+def _open_all(cache: CompileCache, keys: Sequence[CacheKey], source: ModelSource) -> dict[CacheKey, Entry]:
+    """Open each key once, in an order that is the same for every server: an entry that is filled is locked."""
+    subject = f"{source.name}/{source.version}"
+    entries: dict[CacheKey, Entry] = {}
+    try:
+        for key in sorted(set(keys), key=str):
+            entries[key] = cache.open(key, subject=subject, ignored=_NOT_WORTH_STORING, wait_s=_WAIT_SECONDS)
     except BaseException:
-        CachedSources(sources, entries).close()
+        for entry in entries.values():
+            entry.close()
         raise
-    placed = [replace(source, cache_path=entry.path) for source, entry in zip(sources, entries, strict=True)]
-    return CachedSources(placed, entries)
-
-
-def _open(cache: CompileCache, backend: Backend, source: ModelSource, environment: str) -> Entry:
-    key = cache.key(
-        backend=type(backend).__name__,
-        environment=environment,
-        folder=source.version_path,
-        configuration=_compiled_from(source),
-    )
-    return cache.open(key, subject=f"{source.name}/{source.version}", ignored=_NOT_WORTH_STORING, wait_s=_WAIT_SECONDS)
+    return entries
 
 
 # Locks of the compilers, which mean nothing to anyone else.
