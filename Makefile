@@ -49,7 +49,7 @@ wheel: setup ## Build the wheel into dist
 	$(VENV)/bin/python -m build --wheel --dependency-constraints-txt constraints.txt
 
 # Not `python -m pytest`, which would put the checkout on the path.
-wheel-test: wheel models ## Run the tests against the wheel, installed into .venv-wheel
+wheel-test: wheel models ## Run the tests against the wheel, installed into .venv-wheel: ARGS="-m 'not compiles'"
 	@$(PYTHON) tools/setup.py $(WHEEL_VENV) --wheel dist/*.whl
 	@$(WHEEL_VENV)/bin/python -P -c "import preheat, preheat_backends; \
 		strays = [m.__file__ for m in (preheat, preheat_backends) if 'site-packages' not in m.__file__]; \
@@ -58,5 +58,5 @@ wheel-test: wheel models ## Run the tests against the wheel, installed into .ven
 	$(WHEEL_VENV)/bin/pytest tests/e2e $(ARGS)
 
 clean: ## Remove the environments, caches and wheels; the models' files stay
-	rm -rf $(VENV) $(WHEEL_VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(WHEEL_VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,8 @@ from tests.e2e.tensors import infer_inputs
 
 from preheat.cache import Integrity, inventory, verify
 
+pytestmark = pytest.mark.compiles
+
 COLD = "1 compiled, 0 of them from the cache"
 WARM = "1 compiled, 1 of them from the cache"
 

@@ -21,7 +21,7 @@ CLOSE = [model for model in MODELS if model not in EXACT]
 # Two models are compiled, which takes a minute and a half on two idle cores.
 STARTED_S = 420.0
 
-pytestmark = pytest.mark.timeout(STARTED_S + 60)
+pytestmark = [pytest.mark.compiles, pytest.mark.timeout(STARTED_S + 60)]
 
 Sample = Mapping[str, NDArray[Any]]
 Datatypes = Mapping[str, tuple[str, Sequence[int]]]

@@ -16,6 +16,8 @@ from tests.e2e.server_process import ServerProcess
 from tests.e2e.tensors import infer_inputs
 from tritonclient.utils import InferenceServerException
 
+pytestmark = pytest.mark.compiles
+
 COLD = "preheat_cold_compiles_total"
 SLOW_START_S = 300.0
 # The first has 6 batch sizes times 3 lengths, on 3 threads.

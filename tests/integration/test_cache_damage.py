@@ -20,6 +20,8 @@ from preheat.models.loader import Loader, LoadLimits
 from preheat.plugins import load_backend
 from preheat.repository.scan import ModelFolder, read_model
 
+pytestmark = pytest.mark.compiles
+
 TRIALS = int(os.environ.get("DAMAGE_TRIALS", "2"))
 LIMITS = LoadLimits(max_queue_requests=10, max_queue_bytes=2**20, cores=1)
 
