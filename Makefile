@@ -10,10 +10,10 @@ MODEL_REPOSITORY := model_repo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup models serve test check loadtest proto wheel wheel-test clean
+.PHONY: help setup models serve test test-units test-e2e wheel-test-units wheel-test-e2e wheel-environment check loadtest proto wheel wheel-test clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-19s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.stamp ## Create .venv with Preheat (editable), torch and the development tools
 
@@ -27,8 +27,13 @@ models: setup ## Write the large files of the example models into model_repo
 serve: setup models ## Serve model_repo
 	$(VENV)/bin/preheat serve $(MODEL_REPOSITORY) $(ARGS)
 
-test: setup models ## Run the tests against the checkout
+test: test-units test-e2e ## Run the tests against the checkout; with -j2, both halves at a time
+
+test-units: setup models ## Run the tests but those that start a server and talk to it as a client
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# In a process of its own: see tests/conftest.py.
+test-e2e: setup models ## Run the tests that start a server and talk to it as a client
 	$(VENV)/bin/python -m pytest tests/e2e $(ARGS)
 
 check: setup ## Run the linters and type checks
@@ -48,13 +53,19 @@ wheel: setup ## Build the wheel into dist
 	@rm -rf dist
 	$(VENV)/bin/python -m build --wheel --dependency-constraints-txt constraints.txt
 
-# Not `python -m pytest`, which would put the checkout on the path.
-wheel-test: wheel models ## Run the tests against the wheel, installed into .venv-wheel: ARGS="-m 'not compiles'"
+wheel-test: wheel-test-units wheel-test-e2e ## Run the tests against the wheel: ARGS="-m 'not compiles'"
+
+wheel-environment: wheel models ## Install the wheel into .venv-wheel
 	@$(PYTHON) tools/setup.py $(WHEEL_VENV) --wheel dist/*.whl
 	@$(WHEEL_VENV)/bin/python -P -c "import preheat, preheat_backends; \
 		strays = [m.__file__ for m in (preheat, preheat_backends) if 'site-packages' not in m.__file__]; \
 		assert not strays, f'not imported from the wheel: {strays}'"
+
+# Not `python -m pytest`, which would put the checkout on the path.
+wheel-test-units: wheel-environment
 	$(WHEEL_VENV)/bin/pytest $(ARGS)
+
+wheel-test-e2e: wheel-environment
 	$(WHEEL_VENV)/bin/pytest tests/e2e $(ARGS)
 
 clean: ## Remove the environments, caches and wheels; the models' files stay

@@ -28,6 +28,8 @@ from preheat.compilations import CompilationKind
 from preheat.errors import ExecutionFailed, InvalidConfig
 from preheat.tensors import DataType
 
+pytestmark = pytest.mark.compiles
+
 
 def kinds(instances: Instances) -> list[CompilationKind]:
     return [compilation.kind for compilation in instances.take()]

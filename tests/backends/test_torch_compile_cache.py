@@ -23,6 +23,8 @@ from tests.backends.compiling import (
 from preheat_backends.torch_compile import TorchCompileBackend
 from preheat_backends.torchao import TorchaoBackend
 
+pytestmark = pytest.mark.compiles
+
 
 def cached(model: Instances) -> list[bool]:
     return [compilation.cached for compilation in model.take()]

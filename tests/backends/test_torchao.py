@@ -13,7 +13,10 @@ from preheat_backends.eager import EagerBackend
 from preheat_backends.torchao import TorchaoBackend
 
 # torchao's tensors have no hash of their own for torch's cache; the backend says so once, at its import.
-pytestmark = pytest.mark.filterwarnings("ignore:Int8Tensor does not implement _stable_hash_for_caching")
+pytestmark = [
+    pytest.mark.compiles,
+    pytest.mark.filterwarnings("ignore:Int8Tensor does not implement _stable_hash_for_caching"),
+]
 
 
 def load_quantized(folder: Path, quantization: str, **parameters: str) -> Model:
