@@ -221,6 +221,7 @@ class TensorSession(Session, ABC):
     def infer(self, inputs: Tensors) -> Tensors:
         """Run one batch: axis 0 of every array is the batch where the model batches.
 
+        Inputs come in the signature's order, less optional ones that are not there.
         Inputs are C-contiguous, may be read-only, and are the session's only until it returns. Outputs must stay
         valid until the next call. Outputs beyond the signature's are ignored. Raises ExecutionFailed with a text the
         client may see, or InvalidRequest for values that the client should not have sent; anything else counts as a

@@ -48,7 +48,9 @@ class Gate:
             for tensor in request.inputs:
                 self._check_tensor(tensor)
             self._check_named_dimensions(request.inputs)
-            inputs = {tensor.name: self._reshape(tensor.name, self._view(tensor)) for tensor in request.inputs}
+            given = {tensor.name: self._reshape(tensor.name, self._view(tensor)) for tensor in request.inputs}
+            # Always in one order, that of the warm-up: compiled code may be found by it.
+            inputs = {name: given[name] for name in self._inputs if name in given}
             self._padding.refuse_outside(self._model, inputs)
         except InvalidRequest as exc:
             raise InvalidRequest(f"[request id: {request.id or '<id_unknown>'}] {exc}") from exc.__cause__

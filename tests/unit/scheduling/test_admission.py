@@ -74,6 +74,10 @@ def test_the_batch_key_depends_on_shapes_and_on_which_inputs_are_there_but_not_o
     assert GATE.admit(with_inputs(IDS, MASK, words(b"a"))).batch_key != key
 
 
+def test_inputs_are_handed_on_in_the_order_of_the_signature_whatever_order_they_came_in() -> None:
+    assert list(GATE.admit(with_inputs(tokens("mask", 2), tokens("ids", 2))).inputs) == ["ids", "mask"]
+
+
 def test_a_model_without_a_batch_axis_takes_whole_shapes_as_one_row() -> None:
     admitted = gate_of(WHOLE).admit(request(tensor("x", np.ones((2, 5), np.float32))))
     assert (admitted.rows, admitted.batch_key) == (1, (("x", (2, 5)),))
