@@ -73,6 +73,7 @@ def test_the_image_has_every_package_that_it_names_at_a_known_version() -> None:
     (wanted,) = re.findall(r"preheat-\*\.whl\)\[(\w+)\]", "\n".join(STEPS))
     bundled = [requirement for name in re.findall(r"[\w-]+", extras[wanted][0])[1:] for requirement in extras[name]]
     names = {canonical(re.match(r"[\w.-]+", each)[0]) for each in (*project["dependencies"], *bundled)}  # type: ignore[index]
+    names -= {"preheat"}  # an extra that needs another names the project itself
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert {"grpcio", "torch", "onnxruntime"} <= names <= {canonical(pin.partition("==")[0]) for pin in pins}
 
