@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from tests.e2e.scrape import scrape_until
 from tests.e2e.server_process import LIMIT_S, ServerProcess, echo_config, write_model
 from tests.e2e.tensors import infer_inputs
 from tests.e2e.wire import NOT_SERVING, SERVING, Wire
@@ -43,12 +44,14 @@ def test_the_index_lists_what_serves_and_what_could(client: Any) -> None:
     assert index(client) == [("echo", "1", "READY", ""), ("other", "", "", "")]
 
 
-def test_a_model_is_loaded_and_unloaded_when_clients_say_so(client: Any) -> None:
+def test_a_model_is_loaded_and_unloaded_when_clients_say_so(server: ServerProcess, client: Any) -> None:
     client.load_model("other")
     assert client.is_model_ready("other")
     assert (infer(client, "other") == ROWS).all()
     client.unload_model("other")
     assert not client.is_model_ready("other")
+    # The call returns once nothing is routed to it; requests in flight may still be running then.
+    scrape_until(server, lambda found: found.state("other") == ["UNLOADED"])
     assert ("other", "1", "UNAVAILABLE", "unloaded") in index(client)
     assert client.is_server_ready()
     with pytest.raises(InferenceServerException, match=r"has no available versions: version 1 .*unloaded"):
