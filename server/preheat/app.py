@@ -86,7 +86,7 @@ class Server:
             await stop.wait()
             hanging = await self._stop()
             health.cancel()
-            return loading.done() and not hanging
+            return loading.done() and not hanging and not self._transport.blocked
         finally:
             metrics.close()
             self._close_cache()

@@ -72,7 +72,7 @@ def _run_config(arguments: argparse.Namespace) -> int:
 
 def _run_compile(arguments: argparse.Namespace) -> int:
     if arguments.yields:
-        yield_to_others(sys.stdin.buffer)
+        yield_to_others(sys.stdin.fileno())
     with _loaded(arguments) as loaded:
         event = loaded.event
     print(
@@ -102,8 +102,10 @@ def _loaded(arguments: argparse.Namespace) -> Iterator[Loaded]:
     with nullcontext() if cache is None else closing(cache):
         loader = Loader(load_backend, limits=_limits(), observer=lambda _: None, cache=cache, most_instances=1)
         loaded = loader.load(model, Lifecycle(model.configuration.name, version, observer=lambda _: None))
-        yield loaded
-        loaded.handle.close()
+        try:
+            yield loaded
+        finally:
+            loaded.handle.close()
 
 
 def _limits() -> LoadLimits:

@@ -37,6 +37,7 @@ def cache(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with serving(repository, folder) as server:
         load(server, repository)
         assert APART in server.log
+        assert "could not be compiled apart" not in server.log
         # By the other process, and then by this one.
         assert re.search(
             r"newcomer/1 instance 0: batch 1, sequence 8 \(1 of 1\), pass 1: \S+ s, 1 compiled", server.log

@@ -7,6 +7,7 @@ compiled under one thread's settings is good for all threads that have the same.
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 # has the lock, whether another thread has meanwhile compiled the same: so look before, under the same lock. A lock of
 # our own around it could be taken in the other order, by a compiled network that has to be compiled again.
 _COMPILING = compile_lock
+# Networks whose models were closed while another thread compiled, for whoever has the lock next: closing waits for
+# none of it.
+_CLOSED: deque[CompiledNetwork] = deque()
 # Graphs of one piece of code, in all models and versions together. Library code between graph breaks has that many.
 _UNLIMITED = 2**20
 
@@ -88,10 +92,13 @@ class CompiledProgram(Wrapped):
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _UNLIMITED)
 
     def close(self) -> None:
-        """Have torch forget the graphs."""
-        with _COMPILING:
-            for network in self._networks.values():
-                network.close()
+        """Have torch forget the graphs, at once or when what compiles now is compiled."""
+        _CLOSED.extend(self._networks.values())
+        if _COMPILING.acquire(blocking=False):
+            try:
+                _forget_closed()
+            finally:
+                _COMPILING.release()
         super().close()
 
     def _compile(self, inputs: Mapping[str, torch.Tensor]) -> object:
@@ -99,12 +106,14 @@ class CompiledProgram(Wrapped):
         with _COMPILING:
             network = self._networks.get(variant)
             if network is not None:  # compiled by another instance, while this one waited
-                return network(self.arrange(inputs))
+                with self._turn:
+                    return network(self.arrange(inputs))
             if len(self._networks) >= self._variants.limit:
                 raise ExecutionFailed(
                     f"no graph for {what}, and the limit of {self._variants.limit} for this model is reached; give it "
                     "a bucket, or set parameter dynamic: true"
                 )
+            _forget_closed()
             watch()
             self._variants.mark(inputs)
             network = CompiledNetwork(self.module, self._recipe, what)
@@ -115,6 +124,7 @@ class CompiledProgram(Wrapped):
                 raise
             self._networks[variant] = network
             self._look_at_breaks(network)
+            _forget_closed()
             return result
 
     def _look_at_breaks(self, network: CompiledNetwork) -> None:
@@ -125,3 +135,9 @@ class CompiledProgram(Wrapped):
             # The parts in between are functions of the model's own, and one function for all variants.
             self._turn = threading.Lock()
             log.warning("%s: %s", self._model, network.tell_breaks())
+
+
+def _forget_closed() -> None:
+    """Have torch forget the graphs of closed models. Call with ``_COMPILING`` held."""
+    while _CLOSED:
+        _CLOSED.popleft().close()

@@ -37,8 +37,8 @@ class Entry:
     been logged: then nothing here does anything. ``warm``: the folder was filled with what was stored for the key.
     ``record`` is what was stored with it, empty if it is not warm.
 
-    Until it is stored or closed, an entry that is not warm holds its lock: other loads of the same, in this process and
-    in others, wait for it.
+    Until it is stored, released or closed, an entry that is not warm holds its lock: other loads of the same, in this
+    process and in others, wait for it.
     """
 
     def __init__(
@@ -76,6 +76,10 @@ class Entry:
                 self._stored()
         finally:
             self._unlock()
+
+    def release(self) -> None:
+        """Let others have the entry, with nothing stored; the folder stays until :meth:`close`."""
+        self._unlock()
 
     def discard(self, reason: str) -> None:
         """Drop what is stored for the key: a load from it failed, and the next one is to start cold."""

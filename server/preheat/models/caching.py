@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from preheat.backend import Backend, ModelSource
+from preheat.backend import Backend, ModelSource, Signature
 from preheat.cache import CacheKey, CompileCache, Entry
 from preheat.scheduling.warming import WarmupReport
 
@@ -43,8 +43,10 @@ class CachedSources:
         source = self.sources[0]
         if not self.unchanged():
             log.warning("compile cache: %s/%d changed while it was loaded; not stored", source.name, source.version)
+            for entry in self.entries:
+                entry.release()
             return
-        built = any(not each.cached for report in reports for step in report.steps for each in step.compilations)
+        built = any(not each.cached for report in reports for step in report.steps for each in step.built)
         for entry in self.entries:
             if entry.warm and not built:
                 continue
@@ -64,12 +66,14 @@ class CachedSources:
             entry.close()
 
 
-def open_cached(cache: CompileCache | None, backend: Backend, sources: Sequence[ModelSource]) -> CachedSources:
+def open_cached(
+    cache: CompileCache | None, backend: Backend, sources: Sequence[ModelSource], signature: Signature
+) -> CachedSources:
     """Give each source its folder. Blocks while another load, here or in another process, fills the same."""
     environments = [backend.environment(source) for source in sources] if cache is not None else []
     if cache is None or None in environments:
         return CachedSources(sources)
-    keyed = partial(_keys, cache, type(backend).__name__, [each or "" for each in environments], sources)
+    keyed = partial(_keys, cache, type(backend).__name__, [each or "" for each in environments], sources, signature)
     try:
         keys = keyed()
     except OSError as exc:
@@ -81,14 +85,18 @@ def open_cached(cache: CompileCache | None, backend: Backend, sources: Sequence[
 
 
 def _keys(
-    cache: CompileCache, backend: str, environments: Sequence[str], sources: Sequence[ModelSource]
+    cache: CompileCache,
+    backend: str,
+    environments: Sequence[str],
+    sources: Sequence[ModelSource],
+    signature: Signature,
 ) -> list[CacheKey]:
     return [
         cache.key(
             backend=backend,
             environment=environment,
             folder=source.version_path,
-            configuration=_compiled_from(source),
+            configuration=_compiled_from(source, signature),
         )
         for environment, source in zip(environments, sources, strict=True)
     ]
@@ -119,9 +127,10 @@ def _open_all(cache: CompileCache, keys: Sequence[CacheKey], source: ModelSource
 _NOT_WORTH_STORING = ("*.lock", "locks/*", "*/locks/*")
 
 
-def _compiled_from(source: ModelSource) -> Mapping[str, Any]:
+def _compiled_from(source: ModelSource, signature: Signature) -> Mapping[str, Any]:
     """What of a configuration compiled code may depend on: not the name, for one, nor how requests queue."""
     return {
+        "signature": repr(signature),
         "artifact": source.artifact_name,
         "parameters": dict(source.parameters),
         "input": source.config.get("input"),
@@ -136,8 +145,8 @@ def _compiled_from(source: ModelSource) -> Mapping[str, Any]:
 def _steps(reports: Sequence[WarmupReport]) -> list[dict[str, Any]]:
     """What each bucket took to compile, in the first pass of whichever instance compiled it."""
     return [
-        {"bucket": step.label, "seconds": round(step.seconds, 3), "compiled": len(step.compilations)}
+        {"bucket": step.label, "seconds": round(step.seconds, 3), "compiled": len(step.built)}
         for report in reports
         for step in report.steps
-        if step.compilations
+        if step.number == 1 and step.built
     ]

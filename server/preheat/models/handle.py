@@ -46,7 +46,7 @@ _REASONS: dict[type[ServingError], FailureReason] = {
 class Engines:
     """What runs a model version: one loaded model per device, and the workers that own their sessions.
 
-    ``cached`` is what they were loaded from, which goes with them.
+    ``cached`` is what they were loaded from: it is for whoever closes them to give up, once that has gone well.
     """
 
     models: Sequence[Model]
@@ -67,7 +67,6 @@ class Engines:
                 return False
         # All of them, also after one that fails.
         closed = [close_model(model) for model in self.models]
-        self.cached.close()
         return all(closed)
 
 
@@ -173,7 +172,10 @@ class Handle:
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Free sessions and models, after :meth:`drain`; False if a worker was still busy after ``timeout_s``."""
-        return self._engines.close(timeout_s)
+        closed = self._engines.close(timeout_s)
+        if closed:
+            self._engines.cached.close()
+        return closed
 
     def metadata(self, versions: Sequence[int]) -> ModelMetadata:
         """The model as clients see it, with ``versions`` listed."""

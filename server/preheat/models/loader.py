@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from preheat.backend import Backend, Model, ModelSource
+from preheat.backend import Backend, Model, ModelSource, Signature
 from preheat.cache import CompileCache
 from preheat.errors import BackendMissing, InvalidConfig, reason_of
 from preheat.models.assembly import batch_limits, start_engines
@@ -83,10 +82,13 @@ class Loader:
         sources = [self._source(folder, version, placement, placements) for placement in placements]
         completed = complete(configuration, backend.complete(sources[0]))
         sources = [replace(source, config=as_json(completed.proto), buckets=completed.buckets) for source in sources]
-        cached = self._open_cached(backend, sources, folder=folder.path, serving=serving)
+        cached = self._open_cached(backend, sources, completed.signature, folder=folder.path, serving=serving)
         try:
             engines = self._start(version, completed, cached, _load_models(backend, cached.sources, completed))
             reports = _wait_until_warm(engines)
+        except InvalidConfig:
+            cached.close()
+            raise
         except BaseException as exc:
             cached.abandon(reason_of(exc))
             raise
@@ -127,15 +129,15 @@ class Loader:
         )
 
     def _open_cached(
-        self, backend: Backend, sources: Sequence[ModelSource], *, folder: Path, serving: bool
+        self, backend: Backend, sources: Sequence[ModelSource], signature: Signature, *, folder: Path, serving: bool
     ) -> CachedSources:
-        cached = open_cached(self._cache, backend, sources)
+        cached = open_cached(self._cache, backend, sources, signature)
         if not (cached.cold and serving and self._precompiler is not None):
             return cached
         # The other process needs the lock that this load holds.
         cached.close()
         self._precompiler.compile(folder, sources[0].version)
-        return open_cached(self._cache, backend, sources)
+        return open_cached(self._cache, backend, sources, signature)
 
     def _start(
         self, version: int, completed: CompletedConfiguration, cached: CachedSources, models: Sequence[Model]
@@ -162,7 +164,7 @@ def _event(
     seconds: float,
 ) -> VersionLoaded:
     warmup_s = max(report.seconds for report in reports)
-    compilations = [each for report in reports for step in report.steps for each in step.compilations]
+    compilations = [each for report in reports for step in report.steps for each in step.built]
     return VersionLoaded(
         lifecycle.model,
         lifecycle.version,
@@ -195,10 +197,8 @@ def _close_models(models: Sequence[Model]) -> None:
 
 def _wait_until_warm(engines: Engines) -> Sequence[WarmupReport]:
     """Block until every worker is warm; what each did. If one fails, stop all and raise why."""
-    futures = [worker.warm for worker in engines.workers]
-    wait(futures, return_when=FIRST_EXCEPTION)
     try:
-        return [future.result() for future in futures]
+        return [worker.warm.result() for worker in engines.workers]
     except BaseException:  # a model that calls sys.exit() too leaves nothing behind
         engines.close()
         raise

@@ -174,12 +174,13 @@ class ModelManager:
             replaced = None if stopping else self._registry.publish(loaded.handle)
             if replaced is not None:
                 self._leaving.add(replaced)
+                # Within the lock: unload_all, which takes over whoever is leaving, must not find it READY.
+                replaced.lifecycle.move_to(State.DRAINING)
         if stopping:
             loaded.handle.close(_CLOSE_SECONDS)
             return self._fail(lifecycle, ServerStopping("the server is stopping"))
         self._observer(loaded.event)
         if replaced is not None:
-            replaced.lifecycle.move_to(State.DRAINING)
             self._release_in_background(replaced)
         return ""
 

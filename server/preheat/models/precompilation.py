@@ -4,6 +4,7 @@ A compilation takes the interpreter's lock and, in dynamo's case, one of its own
 same process would wait. The server itself then loads warm.
 """
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -11,7 +12,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -22,36 +22,41 @@ class Precompiler:
     def __init__(self, options: Sequence[str]) -> None:
         self._options = tuple(options)
 
-    def compile(self, folder: Path, version: int) -> bool:
-        """Compile a version of the model in ``folder`` into the cache; whether that went well. Blocks, for minutes.
+    def compile(self, folder: Path, version: int) -> None:
+        """Compile a version of the model in ``folder`` into the cache. Blocks, for minutes; a failure is logged.
 
         Its log goes where this process's goes. If this process ends, so does that one.
         """
         command = [sys.executable, "-m", "preheat", "compile", str(folder), "--version", str(version)]
         log.info("%s/%d is compiled by a process of its own, at low priority", folder.name, version)
         # Its stdin is the leash: it ends with this process, however that ends.
-        done = subprocess.Popen(  # noqa: S603 - the command is ours
-            [*command, "--yield", *self._options], stdin=subprocess.PIPE, stdout=sys.stderr
-        )
-        with done:
-            code = done.wait()
-        if code:
+        try:
+            done = subprocess.Popen(  # noqa: S603 - the command is ours
+                [*command, "--yield", *self._options], stdin=subprocess.PIPE, stdout=sys.stderr
+            )
+            with done:
+                code = done.wait()
+            failure = f"exit code {code}" if code else ""
+        except OSError as exc:
+            failure = str(exc)
+        if failure:
             log.warning(
-                "%s/%d could not be compiled apart (exit code %d); it is loaded here, which may slow down what serves",
-                folder.name, version, code,
+                "%s/%d could not be compiled apart (%s); it is loaded here, which may slow down what serves",
+                folder.name, version, failure,
             )  # fmt: skip
-        return code == 0
 
 
-def yield_to_others(leash: BinaryIO) -> None:
-    """Make this process run only when no other wants to, and end when ``leash`` ends."""
+def yield_to_others(leash: int) -> None:
+    """Make this process run only when no other wants to, and end when the file of descriptor ``leash`` ends."""
     os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):
+    # Where it is not permitted, as in some sandboxes, being nice has to do.
+    with contextlib.suppress(AttributeError, PermissionError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     threading.Thread(target=_end_with, args=(leash,), name="leash", daemon=True).start()
 
 
-def _end_with(leash: BinaryIO) -> None:
-    while leash.read(1):
+def _end_with(leash: int) -> None:
+    # Not through sys.stdin: a thread that waits in a buffered read has the interpreter abort when it ends.
+    while os.read(leash, 1):
         continue
     os._exit(1)

@@ -90,6 +90,8 @@ class Registry:
             lives = self._lifecycles.get(model, {})
             for version in [number for number, life in lives.items() if life.state is State.FAILED]:
                 del lives[version]
+            if not lives:
+                self._lifecycles.pop(model, None)
 
     def mark_broken(self, model: str, reason: str) -> None:
         """Remember a model whose folder or configuration cannot be used."""

@@ -44,11 +44,15 @@ def choose(levels: Iterable[Iterable[Pending]], now_s: float, limits: BatchLimit
     candidates: list[Pending] = []
     expired: list[Pending] = []
     rows, closed = 0, False
+    expiries: list[float] = []
     for pending in _in_turn(levels, now_s):
         expires_s = pending.standing.expires_s
         if expires_s is not None and expires_s <= now_s:
             expired.append(pending)
-        elif not candidates or pending.batch_key == candidates[0].batch_key:
+            continue
+        if expires_s is not None:
+            expiries.append(expires_s)
+        if not candidates or pending.batch_key == candidates[0].batch_key:
             if candidates and rows + pending.rows > limits.max_rows:
                 closed = True
                 break
@@ -59,7 +63,7 @@ def choose(levels: Iterable[Iterable[Pending]], now_s: float, limits: BatchLimit
                 break
     if not candidates or closed:
         return Choice(candidates, expired)
-    return _ripen(candidates, expired, now_s, limits)
+    return _ripen(candidates, expired, now_s, limits, expiries)
 
 
 def _in_turn(levels: Iterable[Iterable[Pending]], now_s: float) -> Iterator[Pending]:
@@ -75,16 +79,17 @@ def _in_turn(levels: Iterable[Iterable[Pending]], now_s: float) -> Iterator[Pend
         yield from delayed
 
 
-def _ripen(candidates: list[Pending], expired: list[Pending], now_s: float, limits: BatchLimits) -> Choice:
-    """Decide for a batch that could still grow: run it (rules 3 and 4), or wait."""
+def _ripen(
+    candidates: list[Pending], expired: list[Pending], now_s: float, limits: BatchLimits, expiries: list[float]
+) -> Choice:
+    """Decide for a batch that could still grow: run it (rules 3 and 4), or wait; at most until the first expiry."""
     preferred = _fill_preferred(candidates, limits.preferred_rows)
     if preferred and sum(pending.rows for pending in preferred) == limits.preferred_rows[-1]:
         return Choice(preferred, expired)
     ripe_s = min(pending.arrived_s for pending in candidates) + limits.max_delay_s
     if ripe_s <= now_s:
         return Choice(preferred or candidates, expired)
-    ends = [pending.standing.expires_s for pending in candidates if pending.standing.expires_s is not None]
-    return Choice([], expired, min([ripe_s, *ends]))
+    return Choice([], expired, min([ripe_s, *expiries]))
 
 
 def _fill_preferred(candidates: list[Pending], preferred_rows: tuple[int, ...]) -> list[Pending]:

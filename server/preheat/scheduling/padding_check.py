@@ -4,8 +4,9 @@ A model whose pooling ignores its mask, say, takes padding for data. That is not
 before the model is announced.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from preheat.backend import Buckets, Dimension, Signature, TensorSpec
 from preheat.errors import LoadFailed
 from preheat.scheduling.output_check import OutputCheck
 from preheat.scheduling.padding import Padding, PadValues
-from preheat.scheduling.warmup import least_size
+from preheat.scheduling.warmup import input_sets, least_size
 from preheat.tensors import Array, DataType, Tensors
 
 # Far more than rounding, in whatever precision a model computes, and far less than a row of padding taken for data.
@@ -39,8 +40,10 @@ class PaddingCheck:
         what ``infer`` raises.
         """
         padding = Padding(self.signature, Buckets(sizes=self.buckets.sizes), self.pad_values)
-        for name, size, bucket in self._cases():
-            row = self._row(name, size)
+        for (name, size, bucket), present in product(self._cases(), list(input_sets(self.signature.inputs))):
+            if all(axis.name != name for spec in present for axis in spec.shape):
+                continue
+            row = self._row(present, name, size)
             key = padding.key(row)
             rows = 1 if self.signature.batches else None
             padded = self._answers(infer, padding.collate([row], rows, key))
@@ -63,9 +66,9 @@ class PaddingCheck:
                 if size is not None and size < bucket:
                     yield name, size, bucket
 
-    def _row(self, name: str, size: int) -> Tensors:
+    def _row(self, present: Sequence[TensorSpec], name: str, size: int) -> Tensors:
         """One request's inputs, with ``size`` in dimension ``name`` and the smallest sizes in all others."""
-        row = {spec.name: self._input(spec, name, size) for spec in self.signature.inputs if not spec.optional}
+        row = {spec.name: self._input(spec, name, size) for spec in present}
         return {each: array[np.newaxis] for each, array in row.items()} if self.signature.batches else row
 
     def _input(self, spec: TensorSpec, name: str, size: int) -> Array:
@@ -83,6 +86,12 @@ class PaddingCheck:
         return (least_size(axis) or 0) if own is None or axis.name in self.buckets.sizes else own
 
     def _compare(self, output: str, actual: Array, expected: Array, what: str) -> None:
+        if actual.shape != expected.shape:
+            raise LoadFailed(
+                f"padding changes the answer: output '{output}' of {what} has the shape {list(actual.shape)}, not "
+                f"{list(expected.shape)}, since it is not cut back: name its dimensions in parameter "
+                f"preheat.shape.{output}, as those of the inputs are"
+            )
         difference = _difference(actual, expected)
         if difference > self.tolerance:
             raise LoadFailed(

@@ -88,6 +88,8 @@ class RequestQueue:
         with self._news:
             if pending in self._levels[pending.standing.level]:
                 self._remove([pending])
+                # What waited behind it may be a batch now.
+                self._news.notify()
 
     def drain(self) -> list[Pending]:
         """Everything that waits, which waits no more: for the caller to answer."""

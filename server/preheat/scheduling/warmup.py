@@ -53,7 +53,7 @@ def plan_warmup(signature: Signature, buckets: Buckets, samples: Sequence[Sample
     """
     rows = sorted(buckets.rows, reverse=True) if signature.batches else [None]
     sample = samples[0].inputs if samples else {}
-    sizes, inputs = _sizes(signature, buckets, sample), list(_input_sets(signature.inputs))
+    sizes, inputs = _sizes(signature, buckets, sample), list(input_sets(signature.inputs))
     count = math.prod(map(len, sizes.values())) * len(inputs)
     if len(rows) * count > _MAX_BATCHES:
         raise InvalidConfig(
@@ -145,7 +145,8 @@ def _two_smallest(axis: Dimension) -> Sequence[int]:
     return [size for size in (first, second) if size is not None] or [0]
 
 
-def _input_sets(specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, ...]]:
+def input_sets(specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, ...]]:
+    """Which inputs a request may have: those that it must, with some of the others, in the signature's order."""
     optional = [spec.name for spec in specs if spec.optional]
     counts = range(len(optional) + 1) if len(optional) <= _ALL_COMBINATIONS else (0, 1, len(optional))
     for present in chain.from_iterable(combinations(optional, count) for count in counts):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias, cast
 
 import grpc
@@ -17,7 +18,7 @@ from preheat.protocol.codec import MAX_MESSAGE_BYTES
 from preheat.transport.health import Health
 from preheat.transport.mailbox import Mailbox
 from preheat.transport.methods import SERVICE, BlockingMethods, ControlMethods, infer
-from preheat.transport.side_services import health_handler, reflection_handler
+from preheat.transport.side_services import HEALTH_SERVICE, health_handler, reflection_handler
 from preheat.transport.status import code_of, text_of
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ _OPTIONS = (
 )
 # How long no call may come for the server to count as left alone.
 _QUIET_SECONDS = 0.1
+# How many calls that take their time run at once; more wait for these.
+_BLOCKING_CALLS = 8
 
 
 class GrpcioTransport:
@@ -45,11 +48,14 @@ class GrpcioTransport:
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._health = Health(engine)
+        # Not the loop's own executor: ending the loop waits for that, and a load cannot be interrupted.
+        self._blocking_executor = ThreadPoolExecutor(_BLOCKING_CALLS, thread_name_prefix="control")
+        self._blocking_calls: set[Future[bytes | ServingError]] = set()
         # Unary calls that have begun so far, and how many of them have not ended.
         self._begun = 0
         self._running = 0
         self._server = grpc.aio.server(options=_OPTIONS)
-        services = (SERVICE, Health.SERVICE, reflection.SERVICE_NAME)
+        services = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(SERVICE, self._handlers()),
@@ -68,6 +74,11 @@ class GrpcioTransport:
             raise OSError(text) from exc
         await self._server.start()
         return port
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a call that takes its time, say a load, still runs on its thread."""
+        return any(call.running() for call in tuple(self._blocking_calls))
 
     async def refresh_health(self) -> None:
         """Tell health checks what the engine's readiness is now."""
@@ -105,7 +116,10 @@ class GrpcioTransport:
         """A handler for an RPC that takes its time: on a thread, so that nothing else waits for it."""
 
         async def handle(payload: bytes, context: Context) -> bytes:
-            response = await asyncio.to_thread(_call, rpc, method, payload)
+            call = self._blocking_executor.submit(_call, rpc, method, payload)
+            self._blocking_calls.add(call)
+            call.add_done_callback(self._blocking_calls.discard)
+            response = await asyncio.wrap_future(call)
             # Whoever gets the answer finds health to agree with it.
             await self._health.refresh()
             return await _answer(rpc, response, context)

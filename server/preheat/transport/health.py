@@ -1,53 +1,61 @@
 """grpc.health.v1: the readiness of the server, of the inference service, and of each model by its name."""
 
 import asyncio
-import contextlib
-from typing import Any, ClassVar
+from collections.abc import AsyncIterator
+from typing import TypeAlias
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 
 from preheat.engine import Engine
 from preheat.transport.methods import SERVICE
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# A value of the enumeration HealthCheckResponse.ServingStatus.
+Status: TypeAlias = int
 
 
-class Health(health.aio.HealthServicer):
-    """Answers Check and Watch. Belongs to the event loop.
+class Health:
+    """What Check and Watch answer. Belongs to the event loop.
 
-    Services are "" and the inference service for the server as a whole, and the models' names.
+    Services are "" and the inference service for the server as a whole, and the models' names. The library's own
+    servicer is not used: of two watches of one service, it forgets the second when the first ends.
     """
 
-    SERVICE: ClassVar[str] = health.SERVICE_NAME
-
     def __init__(self, engine: Engine) -> None:
-        super().__init__()
         self._engine = engine
-        self._services = {""}
-        self._watches: set[asyncio.Future[None]] = set()
+        self._statuses: dict[str, Status] = {"": health_pb2.HealthCheckResponse.NOT_SERVING}
+        self._ending = False
+        # Set, and replaced, when something changes: whoever watches waits for the one it has seen.
+        self._changed = asyncio.Event()
 
     async def refresh(self) -> None:
         """Take over the engine's readiness as it is now, and tell those who watch."""
         ready = {service: self._engine.ready() for service in ("", SERVICE)}
         for service, serving in {**ready, **self._engine.models_ready()}.items():
-            self._services.add(service)
-            await self.set(service, _SERVING if serving else _NOT_SERVING)
+            response = health_pb2.HealthCheckResponse
+            self._statuses[service] = response.SERVING if serving else response.NOT_SERVING
+        self._tell()
 
-    def knows(self, service: str) -> bool:
-        """Whether a service of that name has a status."""
-        return service in self._services
+    def status(self, service: str) -> Status | None:
+        """The status of ``service``; None if there is no such service."""
+        return self._statuses.get(service)
 
-    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the service's name for it
-        """Stream the status of a service whenever it changes."""
-        watch = asyncio.ensure_future(super().Watch(request, context))
-        self._watches.add(watch)
-        # Cancelled by end_watches, or with this call because its client has left: either way it ends well.
-        with contextlib.suppress(asyncio.CancelledError):
-            await watch
-        self._watches.discard(watch)
+    async def watch(self, service: str) -> AsyncIterator[Status]:
+        """The status of ``service`` now and whenever it changes, SERVICE_UNKNOWN until there is one."""
+        told: Status | None = None
+        while not self._ending:
+            changed = self._changed
+            status = self._statuses.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                yield status
+                told = status
+            else:
+                await changed.wait()
 
     def end_watches(self) -> None:
         """End all streams: they have been told the last there is to tell, and would hold up a stop."""
-        for watch in self._watches:
-            watch.cancel()
+        self._ending = True
+        self._tell()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

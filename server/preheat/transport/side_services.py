@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from preheat.transport.health import Health
 from preheat.transport.status import shorten
 
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 MessageT = TypeVar("MessageT", bound=Message)
 
 
@@ -24,16 +25,19 @@ def health_handler(health: Health) -> grpc.GenericRpcHandler:
 
     async def check(payload: bytes, context: Any) -> Any:
         request = await _parse(health_pb2.HealthCheckRequest(), payload, context)
-        if not health.knows(request.service):
+        status = health.status(request.service)
+        if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, shorten(f"unknown service '{request.service}'"))
-        return await health.Check(request, context)
+        return health_pb2.HealthCheckResponse(status=status)
 
-    async def watch(payload: bytes, context: Any) -> None:
-        await health.Watch(await _parse(health_pb2.HealthCheckRequest(), payload, context), context)
+    async def watch(payload: bytes, context: Any) -> AsyncIterator[Any]:
+        request = await _parse(health_pb2.HealthCheckRequest(), payload, context)
+        async for status in health.watch(request.service):
+            yield health_pb2.HealthCheckResponse(status=status)
 
     serializer = health_pb2.HealthCheckResponse.SerializeToString
     return grpc.method_handlers_generic_handler(
-        Health.SERVICE,
+        HEALTH_SERVICE,
         {
             "Check": grpc.unary_unary_rpc_method_handler(check, response_serializer=serializer),
             "Watch": grpc.unary_stream_rpc_method_handler(watch, response_serializer=serializer),

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from preheat.backend import ModelSource
+from preheat.backend import Dimension, ModelSource, Signature, TensorSpec
 from preheat.cache import CompileCache
 from preheat.compilations import Compilation, CompilationKind
 from preheat.models.caching import CachedSources, open_cached
 from preheat.scheduling.warming import WarmupReport, WarmupStep
+from preheat.tensors import DataType
 from preheat_backends.double import DoubleBackend
 
+SIGNATURE = Signature((TensorSpec("x", DataType.FP32, (Dimension("length", 1, 64),)),), (), 1)
 COMPILED = WarmupReport(1.5, [WarmupStep("batch 1", 1, 1.5, 0, (Compilation(CompilationKind.GRAPH, "x[1,2]", 1.4),))])
 
 
@@ -51,7 +53,7 @@ def fill(cached: CachedSources) -> None:
 
 def restored(cache: CompileCache, sources: Sequence[ModelSource]) -> list[str]:
     """What a second load finds in its folders; empty texts where it would have to compile."""
-    cached = open_cached(cache, CompilingBackend(), sources)
+    cached = open_cached(cache, CompilingBackend(), sources, SIGNATURE)
     files = [source.cache_path / "code" for source in cached.sources if source.cache_path is not None]
     texts = [file.read_text() if file.exists() else "" for file in files]
     cached.close()
@@ -61,11 +63,11 @@ def restored(cache: CompileCache, sources: Sequence[ModelSource]) -> list[str]:
 def test_each_device_has_a_folder_of_its_own_and_finds_it_again(cache: CompileCache, source: ModelSource) -> None:
     # In an order that is not the one in which they are locked.
     sources = [replace(source, device=device) for device in ("cuda:1", "cpu", "cuda:0")]
-    cached = open_cached(cache, CompilingBackend(), sources)
+    cached = open_cached(cache, CompilingBackend(), sources, SIGNATURE)
     assert cached.cold
     fill(cached)
     assert restored(cache, sources) == ["cuda:1", "cpu", "cuda:0"]
-    again = open_cached(cache, CompilingBackend(), sources)
+    again = open_cached(cache, CompilingBackend(), sources, SIGNATURE)
     assert not again.cold
     assert again.record["steps"] == [{"bucket": "batch 1", "seconds": 1.5, "compiled": 1}]
     again.close()
@@ -74,16 +76,38 @@ def test_each_device_has_a_folder_of_its_own_and_finds_it_again(cache: CompileCa
 def test_an_artifact_that_changes_while_it_is_loaded_is_not_stored(
     cache: CompileCache, source: ModelSource, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cached = open_cached(cache, CompilingBackend(), [source])
+    cached = open_cached(cache, CompilingBackend(), [source], SIGNATURE)
     (source.version_path / "model.py").write_text("second")
     fill(cached)
     assert "m/1 changed while it was loaded; not stored" in caplog.text
     assert restored(cache, [source]) == [""]
 
 
+def test_what_is_not_stored_can_be_loaded_by_others_while_the_model_still_serves(
+    cache: CompileCache, source: ModelSource
+) -> None:
+    serving = open_cached(cache, CompilingBackend(), [source], SIGNATURE)
+    code = source.version_path / "model.py"
+    first = code.read_text()
+    code.write_text("second")
+    serving.store([COMPILED], 2.0)
+    code.write_text(first)
+    # Would wait for the lock for an hour.
+    assert restored(cache, [source]) == [""]
+    serving.close()
+
+
+def test_code_compiled_for_other_bounds_is_not_found(cache: CompileCache, source: ModelSource) -> None:
+    fill(open_cached(cache, CompilingBackend(), [source], SIGNATURE))
+    longer = replace(SIGNATURE, inputs=(TensorSpec("x", DataType.FP32, (Dimension("length", 1, 4096),)),))
+    found = open_cached(cache, CompilingBackend(), [source], longer)
+    assert found.cold
+    found.close()
+
+
 def test_what_a_failed_load_was_given_is_dropped(cache: CompileCache, source: ModelSource) -> None:
-    fill(open_cached(cache, CompilingBackend(), [source]))
-    open_cached(cache, CompilingBackend(), [source]).abandon("it crashed")
+    fill(open_cached(cache, CompilingBackend(), [source], SIGNATURE))
+    open_cached(cache, CompilingBackend(), [source], SIGNATURE).abandon("it crashed")
     assert restored(cache, [source]) == [""]
 
 
@@ -91,11 +115,11 @@ def test_an_artifact_that_cannot_be_read_is_loaded_without_the_cache(
     cache: CompileCache, source: ModelSource, caplog: pytest.LogCaptureFixture
 ) -> None:
     (source.version_path / "loop").symlink_to(source.version_path)
-    cached = open_cached(cache, CompilingBackend(), [source])
+    cached = open_cached(cache, CompilingBackend(), [source], SIGNATURE)
     assert (cached.sources, list(cached.entries)) == ([source], [])
     assert "m is loaded without it" in caplog.text
 
 
 def test_a_backend_that_leaves_nothing_is_given_nothing(cache: CompileCache, source: ModelSource) -> None:
-    assert open_cached(cache, DoubleBackend(), [source]) == CachedSources([source])
-    assert open_cached(None, CompilingBackend(), [source]) == CachedSources([source])
+    assert open_cached(cache, DoubleBackend(), [source], SIGNATURE) == CachedSources([source])
+    assert open_cached(None, CompilingBackend(), [source], SIGNATURE) == CachedSources([source])

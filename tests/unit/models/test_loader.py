@@ -1,6 +1,7 @@
 """From a folder to a warm handle; and whatever fails on the way leaves nothing behind."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ from tests.unit.builders import (
 )
 
 from preheat.backend import Backend, Instance, Model, ModelSource, Outcome, Request, RequestSession, Response
+from preheat.cache import CompileCache
 from preheat.errors import BackendMissing, InvalidArtifact, InvalidConfig, LoadFailed, QueueFull, reason_of
 from preheat.models.handle import Handle
-from preheat.models.loader import Loaded
+from preheat.models.loader import Loaded, Loader, LoadLimits
 from preheat.telemetry.events import VersionLoaded
 
 TWO_INSTANCES = f"{ECHO_CONFIG} instance_group {{ count: 2 }}"
@@ -268,3 +270,30 @@ def test_loading_states_no_event_of_its_own(tmp_path: Path) -> None:
     loaded = loader_of(PlannedBackend(lambda _: Recording()), events=events).load(model_folder(tmp_path), life())
     close(loaded.handle)
     assert events.seen == []
+
+
+@pytest.mark.parametrize("step", ["at_open", "do"])
+def test_what_the_cache_gave_to_a_load_that_fails_is_not_given_to_the_next(tmp_path: Path, step: str) -> None:
+    class Compiling(PlannedBackend):
+        def environment(self, source: ModelSource) -> str | None:
+            return source.device
+
+    def make(source: ModelSource) -> Model:
+        assert source.cache_path is not None
+        code = source.cache_path / "code"
+        model = Recording()
+        if code.exists():
+            setattr(model, step, lambda _: raise_(RuntimeError("no such instruction")))
+        code.write_text("compiled")
+        return model
+
+    directory = tmp_path / "cache"
+    directory.mkdir(mode=0o700)
+    with closing(CompileCache(directory, max_bytes=2**20)) as cache:
+        limits = LoadLimits(1, 10**6, cores=1)
+        loader = Loader(lambda _: Compiling(make), limits=limits, observer=Events(), cache=cache)
+        folder = model_folder(tmp_path)
+        close(loader.load(folder, life()).handle)
+        with pytest.raises((LoadFailed, RuntimeError), match="no such instruction"):
+            loader.load(folder, life())
+        close(loader.load(folder, life()).handle)

@@ -139,10 +139,19 @@ def test_values_of_its_own_are_none_that_are_padding() -> None:
     }
 
 
-def test_inputs_that_are_optional_are_left_out() -> None:
+def test_inputs_that_are_optional_are_left_out_and_given() -> None:
     infer = Noting(heed_the_mask)
     check(inputs=[*TOKENS, spec("bias", SEQUENCE, optional=True)], pads={**NO_PADS, "bias": 0}).run(infer)
-    assert all(inputs.keys() == {"ids", "mask"} for inputs in infer.seen)
+    assert {tuple(inputs) for inputs in infer.seen} == {("ids", "mask"), ("ids", "mask", "bias")}
+
+
+def test_padding_that_only_an_optional_input_makes_count_is_found() -> None:
+    def average(inputs: Tensors) -> Tensors:
+        given = inputs.get("bias")
+        return {"pooled": np.ones((1, 1), np.float32) if given is None else given.mean(axis=1, keepdims=True)}
+
+    optional = check(inputs=[*TOKENS, spec("bias", SEQUENCE, optional=True)], pads={**NO_PADS, "bias": 0})
+    assert "padding changes the answer" in refusal(optional, average)
 
 
 def test_outputs_are_compared_at_the_size_of_what_was_asked() -> None:
@@ -154,7 +163,8 @@ def test_outputs_are_compared_at_the_size_of_what_was_asked() -> None:
 
 def test_an_output_that_keeps_its_padding_is_refused() -> None:
     free = spec("pooled", -1)
-    assert "differs by 100.0%" in refusal(check(output=free), lambda inputs: {"pooled": inputs["ids"].astype("f4")})
+    text = refusal(check(output=free), lambda inputs: {"pooled": inputs["ids"].astype("f4")})
+    assert "has the shape [1, 4], not [1, 1], since it is not cut back: name its dimensions in parameter" in text
 
 
 def test_a_session_that_overwrites_its_last_answer_is_found_out_all_the_same() -> None:
