@@ -42,10 +42,10 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line; options may stand anywhere between the sentences."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("query", nargs="?", default=QUERY, help="what to look for (default: %(default)r)")
+    parser.add_argument("query", nargs="?", default=QUERY, help=f"what to look for (default: {QUERY!r})")
     parser.add_argument("sentences", nargs="*", help="what to rank (default: a handful of examples)")
     parser.add_argument("--url", default="127.0.0.1:8001", help="the server's host:port (default: %(default)s)")
-    parser.add_argument("--model", default="minilm", help="minilm or minilm_onnx (default: %(default)s)")
+    parser.add_argument("--model", default="minilm", help="one of the minilm models (default: %(default)s)")
     return parser.parse_intermixed_args()
 
 

@@ -32,8 +32,7 @@ Serve the models in one or more repositories over gRPC (KServe v2 and Triton's p
 
 A repository is a folder of models: MODEL/config.pbtxt and MODEL/VERSION/ARTIFACT. Every model is loaded and warmed
 before it is announced; one that fails is reported with its reason while the others serve. SIGTERM stops in order: not
-ready, drain,
-exit 0."""
+ready, drain, exit 0."""
 _BACKENDS = """\
 List the backends: the extra that installs what each needs, whether that is here, and the devices it found."""
 

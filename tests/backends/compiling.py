@@ -90,12 +90,13 @@ def sequences(count: int, length: int) -> dict[str, Array]:
 class Instances:
     """A model's instances, each on a thread of its own as in the server, and all that they stated."""
 
-    def __init__(self, model: Model, count: int = 1) -> None:
+    def __init__(self, model: Model, count: int = 1, *, threads: int = 1) -> None:
         self.model = model
         self.stated: list[Compilation] = []
         self._threads = [ThreadPoolExecutor(1) for _ in range(count)]
         self._sessions = [
-            thread.submit(open_session, model, ordinal).result() for ordinal, thread in enumerate(self._threads)
+            thread.submit(open_session, model, ordinal, threads=threads).result()
+            for ordinal, thread in enumerate(self._threads)
         ]
 
     def infer(self, inputs: Tensors, *, on: int = 0, eagerly: bool = False) -> Tensors:
@@ -127,8 +128,8 @@ class Instances:
 
 
 @contextmanager
-def serving(model: Model, count: int = 1) -> Iterator[Instances]:
-    instances = Instances(model, count)
+def serving(model: Model, count: int = 1, *, threads: int = 1) -> Iterator[Instances]:
+    instances = Instances(model, count, threads=threads)
     try:
         yield instances
     finally:

@@ -49,6 +49,28 @@ def test_every_bucket_is_one_graph_that_is_stated_once_with_its_shapes(tmp_path:
     assert first.seconds > 0
 
 
+@pytest.mark.parametrize("index", ["x", "x.float().mul(1.0).long()"], ids=["given", "computed"])
+def test_an_index_out_of_bounds_is_an_error_of_its_request_and_does_not_end_the_process(
+    tmp_path: Path, index: str
+) -> None:
+    # Large enough for kernels of several threads, which torch would let the error escape from.
+    datatype = DataType.INT64 if index == "x" else DataType.FP32
+    signature = Signature(
+        (TensorSpec("x", datatype, (Dimension.fixed(4),)),),
+        (TensorSpec("y", DataType.FP32, (Dimension.fixed(4), Dimension.fixed(4096))),),
+        4,
+    )
+    folder = save_network(tmp_path, f"def forward(self, x): return torch.nn.functional.gelu(self.table[{index}]) * 2")
+    source = (folder / "1" / "model.py").read_text()
+    table = 'self.register_buffer("table", torch.ones(100, 4096))'
+    (folder / "1" / "model.py").write_text(source.replace("self.layer = torch.nn.Linear(4, 4)", table, 1))
+    with serving(load(folder, signature, buckets=buckets(4), threads=2), threads=2) as model:
+        assert model.infer({"x": np.full((4, 4), 99, datatype.numpy)})["y"].shape == (4, 4, 4096)
+        with pytest.raises(ExecutionFailed, match="index out of bounds"):
+            model.infer({"x": np.full((4, 4), 100, datatype.numpy)})
+        assert model.infer({"x": np.full((4, 4), 99, datatype.numpy)})["y"].shape == (4, 4, 4096)
+
+
 def test_a_varying_dimension_with_buckets_is_compiled_for_each_of_its_sizes(tmp_path: Path) -> None:
     folder = save_network(tmp_path, LINEAR_NETWORK)
     with serving(load(folder, SEQUENCES, buckets=buckets(1, 2, sizes={"sequence": (8, 16)}))) as model:

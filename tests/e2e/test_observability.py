@@ -174,6 +174,17 @@ def _assert_loading(server: ServerProcess, client: Any, wire: Wire) -> None:
         assert refusal.value.status() == status
 
 
+def test_a_watcher_of_health_is_told_on_when_another_has_left(tmp_path: Path, gatekeeper: Gatekeeper) -> None:
+    write_model(tmp_path, "gated", gatekeeper.config())
+    with ServerProcess(tmp_path, until=METRICS_PORT) as server, Wire(server.grpc_address) as wire:
+        stays = wire.watch_health()
+        assert next(stays) == NOT_SERVING
+        with Wire(server.grpc_address) as another:
+            assert next(another.watch_health()) == NOT_SERVING
+        gatekeeper.open()
+        assert next(stays) == SERVING
+
+
 def test_a_watcher_of_health_is_told_when_the_server_becomes_ready(tmp_path: Path, gatekeeper: Gatekeeper) -> None:
     write_model(tmp_path, "gated", gatekeeper.config())
     with ServerProcess(tmp_path, until=METRICS_PORT) as server, Wire(server.grpc_address) as wire:

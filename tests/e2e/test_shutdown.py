@@ -22,6 +22,7 @@ from tests.e2e.scrape import scrape_until
 from tests.e2e.server_process import LIMIT_S, METRICS_PORT, ServerProcess, echo_config, write_model
 from tests.e2e.tensors import Rows, infer_inputs, unique_rows
 from tests.e2e.wire import NOT_SERVING, SERVICE, SERVING, Wire
+from tritonclient.utils import InferenceServerException
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +212,24 @@ def test_a_server_that_is_still_loading_or_warming_can_be_stopped(tmp_path: Path
             asked.ask()
             assert asked.errors() == []
             assert server.terminate() == 0
+            assert "Traceback" not in server.log
+
+
+def test_a_load_that_a_client_asked_for_does_not_hold_the_process(tmp_path: Path) -> None:
+    with Gatekeeper(shut=True) as gatekeeper:
+        write_model(tmp_path, "gated", gatekeeper.config())
+        options = ("--model-control-mode", "explicit", "--exit-timeout-seconds", "1")
+        with (
+            ServerProcess(tmp_path, options=options) as server,
+            grpcclient.InferenceServerClient(server.grpc_address) as client,
+            ThreadPoolExecutor(1) as asking,
+        ):
+            load = asking.submit(client.load_model, "gated")
+            # It stays there: nobody lets it go.
+            gatekeeper.next()
+            assert server.terminate() == 0
+            with pytest.raises(InferenceServerException):
+                load.result()
             assert "Traceback" not in server.log
 
 

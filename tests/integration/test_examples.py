@@ -29,6 +29,13 @@ def classes(output: str) -> list[str]:
     return [row.split("%  ")[1] for row in rows]
 
 
+@pytest.mark.parametrize("example", ["classify_picture.py", "rank_sentences.py"])
+def test_help_is_complete(example: str) -> None:
+    result = run(example, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--model MODEL" in result.stdout
+
+
 @pytest.mark.parametrize("model", ["efficientnet", "efficientnet_int8"])
 def test_a_cup_of_coffee_is_espresso_to_each_classifier(server: ServerProcess, model: str) -> None:
     result = run("classify_picture.py", "--url", server.grpc_address, "--model", model)

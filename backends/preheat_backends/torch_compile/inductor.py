@@ -1,7 +1,8 @@
 """The compiler that dynamo hands each graph to: inductor, which states that it compiled."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         super().__init__(mode=None, options=dict(recipe.inductor), dynamic=False)  # type: ignore[no-untyped-call]
         self._what = what
         self._cache_path = recipe.cache_path
+        self._on_cpu = recipe.device == "cpu"
         self.graphs = 0
         self.generated: list[ModuleType] = []
 
@@ -44,15 +46,43 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         started_s = count_graph()
         reason = _recompile_reason()
         with caching_in(self._cache_path):
-            before, known = self._cache_counts(), generated_modules()
-            compiled = super().__call__(model_, inputs_, **settings)  # type: ignore[no-untyped-call]
-        self.generated += [module for module in generated_modules() if module not in known]
+            before = self._cache_counts()
+            if any(_may_be_index(each) for each in inputs_):
+                self._use_one_thread()
+            compiled, generated = self._generate(model_, inputs_, settings)
+            if self._several_threads and not (generated and all(map(_keeps_failures_in, generated))):
+                self._use_one_thread()
+                compiled, _ = self._generate(model_, inputs_, settings)
         self.graphs += 1
         seconds = time.perf_counter() - started_s
         what = self._what if self.graphs == 1 else f"{self._what}: graph {self.graphs}"
         what = f"{what}: again, since {reason}" if reason else what
         report_compilation(Compilation(CompilationKind.GRAPH, what, seconds=seconds, cached=self._cached(before)))
         return compiled
+
+    def _generate(
+        self, graph: torch.fx.GraphModule, inputs: Sequence[Any], settings: Mapping[str, Any]
+    ) -> tuple[Any, Sequence["ModuleType"]]:
+        """A graph compiled, and the modules that were made for it: none if the process had them."""
+        known = generated_modules()
+        compiled = super().__call__(graph, inputs, **settings)  # type: ignore[no-untyped-call]
+        generated = [module for module in generated_modules() if module not in known]
+        self.generated += generated
+        return compiled, generated
+
+    @property
+    def _several_threads(self) -> bool:
+        """Whether kernels are made for several threads of the CPU."""
+        return self._on_cpu and self.config.get("cpp.threads") != 1 and torch.get_num_threads() > 1
+
+    def _use_one_thread(self) -> None:
+        """Have kernels from here on run on the thread that calls them, on the CPU; matrix products still use more.
+
+        Indices are checked within the kernel. With several threads, what is thrown there leaves an OpenMP region, and
+        ends the process: a single bad token, sent by anyone. On one thread it is an error of that request.
+        """
+        if self._on_cpu:
+            self.config["cpp.threads"] = 1
 
     def _cache_counts(self) -> tuple[int, int, int]:
         """How many graphs inductor has found in its cache, in this process; had to compile; and cannot keep.
@@ -67,6 +97,17 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         """Whether nothing had to be compiled since ``before``."""
         hits, misses, binaries = (now - then for now, then in zip(self._cache_counts(), before, strict=True))
         return misses == 0 and (hits > 0 or (self._cache_path is not None and binaries == 0))
+
+
+def _may_be_index(value: object) -> bool:
+    """Whether a graph's input may be what another tensor is indexed by."""
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32)
+
+
+def _keeps_failures_in(module: "ModuleType") -> bool:
+    """Whether nothing that kernels in a generated module throw leaves an OpenMP region."""
+    text = Path(module.__file__ or "").read_text()
+    return "TORCH_CHECK(" not in text or "#pragma omp parallel" not in text
 
 
 def _recompile_reason() -> str | None:

@@ -65,13 +65,14 @@ class CompileOptions:
 class Recipe:
     """What networks of a model are compiled with. ``inductor`` are options that inductor has, for the device it is on.
 
-    ``cache_path`` is where inductor keeps what it compiled; None leaves that to torch.
+    ``device`` is its type. ``cache_path`` is where inductor keeps what it compiled; None leaves that to torch.
     """
 
     inductor: Mapping[str, Any] = field(default_factory=dict)
     freezing: bool = False
     fullgraph: bool = False
     dynamic: bool = False
+    device: str = "cpu"
     cache_path: Path | None = None
 
 
@@ -118,7 +119,7 @@ def make_recipe(source: ModelSource, signature: Signature, options: CompileOptio
         _require_cpp_compiler(source)
         # Its compilers are processes of their own anyhow; a pool of Python processes around them would only stay.
         inductor["compile_threads"] = 1
-    return Recipe(inductor, options.freezing, options.fullgraph, options.dynamic, source.cache_path)
+    return Recipe(inductor, options.freezing, options.fullgraph, options.dynamic, device.type, source.cache_path)
 
 
 def set_options(options: CompileOptions) -> Iterator[tuple[str, object]]:
