@@ -105,6 +105,19 @@ def test_with_dynamic_one_graph_serves_all_sizes_but_one(tmp_path: Path) -> None
         assert [each.what for each in instances.take()] == ["x[*,*,4]", "x[1,*,4]"]
 
 
+def test_with_dynamic_a_dimension_needs_no_bound(tmp_path: Path) -> None:
+    open_ended = (Dimension("sequence", minimum=1), Dimension.fixed(4))
+    signature = Signature(
+        (TensorSpec("x", DataType.FP32, open_ended),), (TensorSpec("y", DataType.FP32, open_ended),), 8
+    )
+    # A network of its own: torch would find the graph of another, and take over its bounds.
+    folder = save_network(tmp_path, "def forward(self, x): return self.layer(x) * 3.25")
+    with serving(load(folder, signature, parameters={"dynamic": "true"}, buckets=buckets(1, 8))) as instances:
+        for count, length in ((2, 3), (8, 1000)):
+            assert instances.infer(sequences(count, length))["y"].shape == (count, length, 4)
+        assert [each.what for each in instances.take()] == ["x[*,*,4]"]
+
+
 def test_eighteen_buckets_three_instances_and_three_reloads_share_no_limit(tmp_path: Path) -> None:
     folder = save_network(tmp_path, LINEAR_NETWORK)
     served = buckets(1, 2, 8, sizes={"sequence": (1, 2, 4, 8, 16, 32)})

@@ -10,6 +10,8 @@ from preheat.backend import Buckets, Dimension, Outside, Signature
 
 # A model that may compile on requests does so for as many shapes beside its buckets, and fails the next.
 OUTSIDE = 256
+# torch takes no minimum without a maximum. No tensor has an axis of this size.
+_UNBOUNDED = 2**48
 
 
 class Variants:
@@ -48,7 +50,8 @@ class Variants:
         """Tell torch which sizes of ``inputs`` are symbols in the graph that is compiled of them."""
         for name, tensor in inputs.items():
             for index, axis in self._marked(name, tensor):
-                torch._dynamo.mark_dynamic(tensor, index, min=max(2, axis.minimum), max=axis.maximum)
+                most = _UNBOUNDED if axis.maximum is None else axis.maximum
+                torch._dynamo.mark_dynamic(tensor, index, min=max(2, axis.minimum), max=most)
 
     def describe(self, inputs: Mapping[str, torch.Tensor]) -> str:
         """The shapes of ``inputs``, symbols as ``*``, for people to read: ``ids[8,*], mask[8,*]``."""

@@ -41,7 +41,7 @@ def pad_values(configuration: ModelConfiguration, signature: Signature) -> PadVa
         if name not in padded:
             raise InvalidConfig(
                 f"{configuration.file}: parameters: preheat.pad.{name}: no input of that name has an axis with "
-                f"buckets, only {sorted(padded)} have"
+                f"buckets, only {sorted(padded)} have; list the sizes in preheat.buckets.NAME"
             )
     for name in sorted(padded):
         if name not in pads:
@@ -77,7 +77,10 @@ def _rows(configuration: ModelConfiguration, signature: Signature) -> tuple[int,
 def _check_sizes(name: str, sizes: tuple[int, ...], signature: Signature, where: str) -> None:
     axes = dict(_varying(signature.inputs))
     if name not in axes:
-        raise InvalidConfig(f"{where}: no input has a varying dimension of that name; there are {sorted(axes)}")
+        raise InvalidConfig(
+            f"{where}: no input has a varying dimension of that name; there are {sorted(axes)}; "
+            "parameter preheat.shape.INPUT names an input's dimensions"
+        )
     for size in sizes:
         if not axes[name].allows(size):
             raise InvalidConfig(f"{where}: {size}: the dimension is {axes[name]}")

@@ -104,7 +104,8 @@ class PaddingCheck:
 def _values(spec: TensorSpec, sizes: tuple[int, ...], sample: Array | None, pads: PadValues) -> Array:
     """The corner of ``sample``, where that is large enough; else values that are valid and are not padding.
 
-    Whole numbers are 1, or where that is padding 0: a token, and a mask that lets it through. Others vary.
+    Whole numbers are 1, or where that is padding 0: a token, and a mask that lets it through. Others vary, in sign too:
+    the maximum of what is positive is not changed by zeros.
     """
     if sample is not None and all(map(int.__le__, sizes, sample.shape)):
         return np.ascontiguousarray(sample[tuple(map(slice, sizes))])
@@ -112,7 +113,7 @@ def _values(spec: TensorSpec, sizes: tuple[int, ...], sample: Array | None, pads
         return np.full(sizes, b"preheat", np.object_)
     if spec.datatype.numpy.kind in "iub":
         return np.full(sizes, 0 if pads.get(spec.name) == 1 else 1, spec.datatype.numpy)
-    return np.random.default_rng(0).random(sizes).astype(spec.datatype.numpy)
+    return np.random.default_rng(0).normal(size=sizes).astype(spec.datatype.numpy)
 
 
 def _difference(actual: Array, expected: Array) -> float:

@@ -140,12 +140,14 @@ def test_a_pad_value_that_is_none_of_its_inputs_datatype_is_refused_by_that(data
         ),
         (
             {**SIZES, "preheat.buckets.width": "16"},
-            "preheat.buckets.width: no input has a varying dimension of that name; there are ['sequence']",
+            "preheat.buckets.width: no input has a varying dimension of that name; there are ['sequence']; "
+            "parameter preheat.shape.INPUT names an input's dimensions",
         ),
         # An output's alone: nothing of a request is padded.
         (
             {**SIZES, "preheat.buckets.other": "16"},
-            "preheat.buckets.other: no input has a varying dimension of that name; there are ['sequence']",
+            "preheat.buckets.other: no input has a varying dimension of that name; there are ['sequence']; "
+            "parameter preheat.shape.INPUT names an input's dimensions",
         ),
         (
             {**SIZES, "preheat.dimension.sequence": "32..512/32", "preheat.buckets.sequence": "32,48"},
@@ -153,7 +155,8 @@ def test_a_pad_value_that_is_none_of_its_inputs_datatype_is_refused_by_that(data
         ),
         (
             {**SIZES, "preheat.dimension.sequence": "16..16"},
-            "preheat.buckets.sequence: no input has a varying dimension of that name; there are []",
+            "preheat.buckets.sequence: no input has a varying dimension of that name; there are []; "
+            "parameter preheat.shape.INPUT names an input's dimensions",
         ),
         (
             without("preheat.pad.mask"),
@@ -162,11 +165,13 @@ def test_a_pad_value_that_is_none_of_its_inputs_datatype_is_refused_by_that(data
         ),
         (
             {**SIZES, "preheat.pad.pooled": "0"},
-            "preheat.pad.pooled: no input of that name has an axis with buckets, only ['ids', 'mask'] have",
+            "preheat.pad.pooled: no input of that name has an axis with buckets, only ['ids', 'mask'] have; list "
+            "the sizes in preheat.buckets.NAME",
         ),
         (
             {"preheat.pad.ids": "0"},
-            "preheat.pad.ids: no input of that name has an axis with buckets, only [] have",
+            "preheat.pad.ids: no input of that name has an axis with buckets, only [] have; list "
+            "the sizes in preheat.buckets.NAME",
         ),
         (
             {"preheat.outside_buckets": "refuse"},

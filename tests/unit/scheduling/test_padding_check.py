@@ -161,6 +161,11 @@ def test_outputs_are_compared_at_the_size_of_what_was_asked() -> None:
     assert "sequence 1 padded to 4 differs by 100.0%" in text
 
 
+def test_a_maximum_that_padding_takes_part_in_is_found() -> None:
+    features = check(inputs=[spec("x", SEQUENCE, 4, datatype=DataType.FP32)], pads={"x": 0}, output=spec("pooled", 4))
+    assert "padding changes the answer" in refusal(features, lambda inputs: {"pooled": inputs["x"].max(axis=1)})
+
+
 def test_an_output_that_keeps_its_padding_is_refused() -> None:
     free = spec("pooled", -1)
     text = refusal(check(output=free), lambda inputs: {"pooled": inputs["ids"].astype("f4")})
