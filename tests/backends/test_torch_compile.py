@@ -231,8 +231,8 @@ def test_a_broken_network_states_each_of_its_graphs_and_logs_why_once(
         assert [each.what for each in model.take()] == ["x[1,4]", "x[1,4]: graph 2"]
         model.infer(rows(2))
         second = [each.what for each in model.take()]
-    assert "x[2,4]: again, since " in second[0]
-    assert "size mismatch" in second[0]
+    # Before torch 2.13 they count as compiled again, since the size is another.
+    assert [each.split(": again, since ")[0] for each in second] == ["x[2,4]", "x[2,4]: graph 2"]
     (record,) = [record for record in caplog.records if record.name.startswith("preheat_backends")]
     text = record.getMessage()
     assert text.startswith(
@@ -240,6 +240,21 @@ def test_a_broken_network_states_each_of_its_graphs_and_logs_why_once(
     )
     assert "fullgraph: true" in text
     assert "\n" not in text
+
+
+def test_instances_that_compile_a_broken_network_again_and_again_do_not_wait_for_each_other_for_ever(
+    tmp_path: Path,
+) -> None:
+    forward = """
+    def forward(self, x):
+        y = self.layer(x)
+        torch._dynamo.graph_break()
+        self.calls = getattr(self, "calls", 0) + 1
+        return y * self.calls
+    """
+    with serving(load(save_network(tmp_path, forward), buckets=buckets(1, 2)), 4) as model:
+        for count in (1, 2):
+            assert len(model.infer_everywhere(rows(count))) == 4
 
 
 def test_with_fullgraph_a_break_is_an_error_that_names_its_reason(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_shape_that_was_not_warmed_is_counted_and_told(
     batch = make_batch(np.random.default_rng(0), 1, 9)
     assert_answers(client, "compiling", batch, reference)
     scrape_until(server, lambda found: found.total(COLD, model="compiling", kind="graph") == 1)
-    assert "compiling/1 instance 0 is not hot: a request waited" in server.log
+    server.wait_for_log("compiling/1 instance 0 is not hot: a request waited")
     assert_answers(client, "compiling", batch, reference)
     assert cold(server, "compiling") == 1
 

@@ -7,8 +7,7 @@ compiled under one thread's settings is good for all threads that have the same.
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -29,9 +28,8 @@ log = logging.getLogger(__name__)
 # has the lock, whether another thread has meanwhile compiled the same: so look before, under the same lock. A lock of
 # our own around it could be taken in the other order, by a compiled network that has to be compiled again.
 _COMPILING = compile_lock
-# Networks whose models were closed while another thread compiled, for whoever has the lock next: closing waits for
-# none of it.
-_CLOSED: deque[CompiledNetwork] = deque()
+# What a call returns that came too late, and has to look again.
+_LATE = object()
 # Graphs of one piece of code, in all models and versions together. Library code between graph breaks has that many.
 _UNLIMITED = 2**20
 
@@ -61,12 +59,10 @@ class CompiledProgram(Wrapped):
 
     def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
         """Run the network, compiled; the first call of a variant compiles it."""
-        network = self._networks.get(self._variants.of(inputs))
         try:
-            if network is None:
-                return self._compile(inputs)
-            with self._turn:
-                result = network(self.arrange(inputs))
+            result = _LATE
+            while result is _LATE:
+                result = self._run_or_compile(inputs)
         except FailOnRecompileLimitHit as exc:
             raise ExecutionFailed(
                 f"the network needs more than {torch._dynamo.config.recompile_limit} graphs, which is the limit: what "
@@ -92,28 +88,39 @@ class CompiledProgram(Wrapped):
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _UNLIMITED)
 
     def close(self) -> None:
-        """Have torch forget the graphs, at once or when what compiles now is compiled."""
-        _CLOSED.extend(self._networks.values())
+        """Have torch forget the graphs: at once, or when nothing is compiled any more, for which it does not wait."""
+        networks = tuple(self._networks.values())
         if _COMPILING.acquire(blocking=False):
             try:
-                _forget_closed()
+                _forget(networks)
             finally:
                 _COMPILING.release()
+        else:
+            threading.Thread(target=_forget, args=(networks,), name=f"{self._model} is forgotten", daemon=True).start()
         super().close()
 
-    def _compile(self, inputs: Mapping[str, torch.Tensor]) -> object:
+    def _run_or_compile(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """The result; _LATE if another thread has meanwhile compiled the variant, or found that turns are to be taken.
+
+        Turns are taken before the lock: dynamo takes that while a network runs, and both orders would be a deadlock.
+        """
+        turn = self._turn
+        with turn:
+            network = self._networks.get(self._variants.of(inputs))
+            if network is None:
+                return self._compile(inputs, turn)
+            return network(self.arrange(inputs)) if turn is self._turn else _LATE
+
+    def _compile(self, inputs: Mapping[str, torch.Tensor], turn: object) -> object:
         variant, what = self._variants.of(inputs), self._variants.describe(inputs)
         with _COMPILING:
-            network = self._networks.get(variant)
-            if network is not None:  # compiled by another instance, while this one waited
-                with self._turn:
-                    return network(self.arrange(inputs))
+            if variant in self._networks or turn is not self._turn:
+                return _LATE
             if len(self._networks) >= self._variants.limit:
                 raise ExecutionFailed(
                     f"no graph for {what}, and the limit of {self._variants.limit} for this model is reached; give it "
                     "a bucket, or set parameter dynamic: true"
                 )
-            _forget_closed()
             watch()
             self._variants.mark(inputs)
             network = CompiledNetwork(self.module, self._recipe, what)
@@ -122,9 +129,9 @@ class CompiledProgram(Wrapped):
             except BaseException:
                 network.close()
                 raise
-            self._networks[variant] = network
+            # Before anyone can find the network: whoever does has to know whether to take turns.
             self._look_at_breaks(network)
-            _forget_closed()
+            self._networks[variant] = network
             return result
 
     def _look_at_breaks(self, network: CompiledNetwork) -> None:
@@ -137,7 +144,7 @@ class CompiledProgram(Wrapped):
             log.warning("%s: %s", self._model, network.tell_breaks())
 
 
-def _forget_closed() -> None:
-    """Have torch forget the graphs of closed models. Call with ``_COMPILING`` held."""
-    while _CLOSED:
-        _CLOSED.popleft().close()
+def _forget(networks: Iterable[CompiledNetwork]) -> None:
+    with _COMPILING:
+        for network in networks:
+            network.close()

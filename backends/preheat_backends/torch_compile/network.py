@@ -1,6 +1,7 @@
 """One network, compiled for one kind of inputs."""
 
 import builtins
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,12 @@ from preheat_backends.torch_programs.program import Arguments
 _OF_THE_PROCESS = frozenset({"GLOBAL_STATE", "DEFAULT_DEVICE"})
 
 
+# Code that models share, of a library after a graph break, has a limit of its own in each; torch 2.13 is the first to.
+_ISOLATED: dict[str, Any] = (
+    {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+)
+
+
 class CompiledNetwork:
     """``module``, compiled for the inputs that ``what`` describes.
 
@@ -44,6 +51,7 @@ class CompiledNetwork:
             dynamic=False,
             backend=self._compiler,
             options={"guard_filter_fn": self._filter_guards},
+            **_ISOLATED,
         )
         self.breaks: Counter[str] = Counter()
 
