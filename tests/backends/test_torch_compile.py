@@ -382,11 +382,15 @@ def test_outputs_that_are_weights_constants_or_inputs_are_the_callers_own(tmp_pa
             constant = torch.tensor([1.0, 2.0])
             weight = self.layer.weight
             folded = weight @ weight
-            return {"y": self.layer(x), "weight": weight, "folded": folded, "constant": constant, "view": x[:, :2]}
+            own = {"weight": weight, "folded": folded, "constant": constant, "plain": self.plain}
+            return {"y": self.layer(x), "view": x[:, :2], **own}
     """
-    names = ("y", "weight", "folded", "constant", "view")
+    names = ("y", "weight", "folded", "constant", "view", "plain")
     outputs = tuple(TensorSpec(name, DataType.FP32, (Dimension(),)) for name in names)
     folder = save_network(tmp_path, forward)
+    code = folder / "1" / "model.py"
+    layer = "self.layer = torch.nn.Linear(4, 4)"
+    code.write_text(code.read_text().replace(layer, f"{layer}; self.plain = torch.ones(2, 2)"))
     given = rows(2)
     with serving(load(folder, Signature(SQUARE.inputs, outputs, 8), parameters={"freezing": freezing})) as model:
         first = model.infer(given)

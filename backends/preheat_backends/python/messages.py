@@ -189,7 +189,7 @@ def _flags(parameters: Mapping[str, Parameter]) -> int:
 
 
 def _number(value: Parameter) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _number_or_text(value: Parameter) -> int | str:

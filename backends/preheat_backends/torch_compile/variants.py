@@ -18,8 +18,8 @@ class Variants:
     """The kinds of inputs that each need a graph of their own. Immutable.
 
     With static shapes that is every bucket: of rows, times those of each varying dimension. With ``dynamic``, sizes of
-    the batch and of varying dimensions are symbols; but torch always compiles a size of 1 apart, since such an axis is
-    broadcast. Which optional inputs are there is a difference in either case.
+    the batch and of varying dimensions are symbols; but torch always compiles sizes of 0 and 1 apart, since such an
+    axis is empty or broadcast. Which optional inputs are there is a difference in either case.
     """
 
     def __init__(self, signature: Signature, buckets: Buckets, *, dynamic: bool) -> None:
@@ -34,7 +34,7 @@ class Variants:
         """How many there may be: those of the buckets, and ``OUTSIDE`` more where requests may compile."""
         present = prod(2 for spec in self._signature.inputs if spec.optional)
         if self._dynamic:
-            return present * prod(2 if axis.minimum <= 1 else 1 for axis in self._symbols())
+            return present * prod(max(1, 3 - axis.minimum) for axis in self._symbols())
         rows = len(self._buckets.rows) or max(1, self._signature.max_batch_size)
         names = {axis.name for spec in self._signature.inputs for axis in spec.shape if axis.size is None}
         sizes = prod(len(sizes) for name, sizes in self._buckets.sizes.items() if name in names)

@@ -9,7 +9,7 @@ takes their place: then ``build_model`` may build on the meta device and so allo
 import itertools
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
 from pathlib import Path
@@ -35,7 +35,7 @@ class ModuleProgram(Program):
         self._module = module
         self._outputs = outputs
         self._imported = imported
-        self._kept = Storages(itertools.chain(module.parameters(), module.buffers()))
+        self._kept = Storages(itertools.chain(module.parameters(), module.buffers(), _plain_attributes(module)))
 
     @property
     def module(self) -> torch.nn.Module:
@@ -55,7 +55,7 @@ class ModuleProgram(Program):
         return named
 
     def keeps(self, tensor: torch.Tensor) -> bool:
-        """Whether it lies in a parameter or a buffer."""
+        """Whether it lies in a parameter, a buffer, or a tensor that is an attribute like any other."""
         return self._kept.hold(tensor)
 
     def close(self) -> None:
@@ -170,3 +170,14 @@ def _quote(names: Iterable[object], *, limit: int = 5) -> str:
     quoted = [repr(name) for name in names]
     more = f" and {len(quoted) - limit} more" if len(quoted) > limit else ""
     return ", ".join(quoted[:limit]) + more
+
+
+def _plain_attributes(module: torch.nn.Module) -> Iterator[object]:
+    """What submodules have as attributes, and in lists and dictionaries that are attributes: tensors among it."""
+    for submodule in module.modules():
+        for value in vars(submodule).values():
+            yield value
+            if isinstance(value, list | tuple):
+                yield from value
+            elif isinstance(value, dict):
+                yield from value.values()
