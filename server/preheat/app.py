@@ -122,7 +122,7 @@ class Server:
         """
         limit_s = self._settings.exit_timeout_seconds
         self._engine.enter(Phase.LAME_DUCK)
-        await self._transport.refresh_health()
+        self._transport.refresh_health()
         if self._settings.lame_duck_seconds:
             log.info("stopping: not ready, serving for another %.1f s", self._settings.lame_duck_seconds)
             await asyncio.sleep(self._settings.lame_duck_seconds)
@@ -140,7 +140,7 @@ class Server:
         while True:
             await self._health_changed.wait()
             self._health_changed.clear()
-            await self._transport.refresh_health()
+            self._transport.refresh_health()
 
     def _notice(self, event: Event) -> None:
         if isinstance(event, StateChanged):

@@ -165,7 +165,7 @@ class ModelManager:
         lifecycle = job.lifecycle
         if self._stopping.is_set():
             return self._fail(lifecycle, ServerStopping("the server is stopping"))
-        log.info("%s/%d is loaded now", lifecycle.model, lifecycle.version)
+        log.info("%s/%d begins to load", lifecycle.model, lifecycle.version)
         try:
             loaded = self._loader.load(job.folder, lifecycle, serving=serving)
         except BaseException as exc:  # whatever a model's code raises, sys.exit() included, is this version's failure

@@ -66,7 +66,7 @@ class GrpcioTransport:
 
     async def start(self) -> int:
         """Bind and serve; the port bound (a free one for port 0). Raises OSError if the address cannot be had."""
-        await self._health.refresh()
+        self._health.refresh()
         try:
             port: int = self._server.add_insecure_port(self._address)
         except RuntimeError as exc:
@@ -80,9 +80,9 @@ class GrpcioTransport:
         """Whether a call that takes its time, say a load, still runs on its thread."""
         return any(call.running() for call in tuple(self._blocking_calls))
 
-    async def refresh_health(self) -> None:
+    def refresh_health(self) -> None:
         """Tell health checks what the engine's readiness is now."""
-        await self._health.refresh()
+        self._health.refresh()
 
     async def stop(self, grace_s: float) -> None:
         """Answer until a moment in which no call runs or comes, at most for ``grace_s``; then cut what is left.
@@ -121,7 +121,7 @@ class GrpcioTransport:
             call.add_done_callback(self._blocking_calls.discard)
             response = await asyncio.wrap_future(call)
             # Whoever gets the answer finds health to agree with it.
-            await self._health.refresh()
+            self._health.refresh()
             return await _answer(rpc, response, context)
 
         return handle

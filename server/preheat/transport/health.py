@@ -27,7 +27,7 @@ class Health:
         # Set, and replaced, when something changes: whoever watches waits for the one it has seen.
         self._changed = asyncio.Event()
 
-    async def refresh(self) -> None:
+    def refresh(self) -> None:
         """Take over the engine's readiness as it is now, and tell those who watch."""
         ready = {service: self._engine.ready() for service in ("", SERVICE)}
         for service, serving in {**ready, **self._engine.models_ready()}.items():
@@ -42,17 +42,19 @@ class Health:
     async def watch(self, service: str) -> AsyncIterator[Status]:
         """The status of ``service`` now and whenever it changes, SERVICE_UNKNOWN until there is one."""
         told: Status | None = None
-        while not self._ending:
+        while True:
             changed = self._changed
             status = self._statuses.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
             if status != told:
                 yield status
                 told = status
+            elif self._ending:
+                return
             else:
                 await changed.wait()
 
     def end_watches(self) -> None:
-        """End all streams: they have been told the last there is to tell, and would hold up a stop."""
+        """End all streams, each after the last that there is to tell: they would hold up a stop."""
         self._ending = True
         self._tell()
 

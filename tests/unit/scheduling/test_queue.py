@@ -197,6 +197,29 @@ def test_a_request_that_expires_while_its_batch_grows_is_refused_then() -> None:
     assert background(requests.take).result(PATIENCE_S) == Choice([], [brief])
 
 
+def test_a_request_that_expires_behind_another_batch_that_grows_is_refused_then() -> None:
+    requests = queue(PATIENT_PAIRS)
+    now_s = time.monotonic()
+    requests.put(pending(key="a", arrived_s=now_s))
+    brief = pending(key="b", arrived_s=now_s, expires_s=now_s + 0.02)
+    requests.put(brief)
+    taken = background(requests.take).result(PATIENCE_S)
+    assert taken is not None
+    assert (taken.batch, taken.expired) == ([], [brief])
+
+
+def test_what_waits_behind_a_request_that_is_called_off_runs_at_once() -> None:
+    clock = GateClock()
+    requests = queue(PATIENT_PAIRS, clock=clock)
+    growing, full = pending(key="a"), pending(key="b", rows=2)
+    requests.put(growing)
+    requests.put(full)
+    worker = background(requests.take)
+    clock.await_read()
+    requests.discard(growing)
+    assert worker.result(PATIENCE_S) == Choice([full])
+
+
 def test_what_a_worker_leaves_behind_wakes_another_although_its_own_news_is_spent() -> None:
     clock = GateClock()
     requests = queue(PATIENT_PAIRS, clock=clock)

@@ -72,6 +72,17 @@ def started(
         assert all(worker.join(PATIENCE_S) for worker in made)
 
 
+def test_a_worker_that_was_never_started_has_ended() -> None:
+    # As when the process may have no more threads: whoever clears up joins all.
+    queue = RequestQueue(BatchLimits(max_rows=4), max_requests=100, max_bytes=100)
+    record = CompilationRecord("m", 1, 0, Events())
+    instance = Instance(0, "cpu", 1)
+    worker = Worker(
+        Recording(), instance, name="m", warm_up=warm_buckets, record=record, executor=executor(), queue=queue
+    )
+    assert worker.join(0.0)
+
+
 def ask(queue: RequestQueue, value: float) -> Replies:
     replies = Replies()
     assert queue.put(carrying({"x": rows_of(value)}, replies))
