@@ -1,8 +1,11 @@
 """What torch_compile promises: a graph for each bucket, nothing compiled in silence, nothing shared by accident."""
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +30,23 @@ from preheat.backend import Dimension, Outside, Signature, TensorSpec
 from preheat.compilations import CompilationKind
 from preheat.errors import ExecutionFailed, InvalidConfig
 from preheat.tensors import DataType
+from preheat_backends.torch_compile.inductor import MOST_GRAPHS
 
 pytestmark = pytest.mark.compiles
 
 
 def kinds(instances: Instances) -> list[CompilationKind]:
     return [compilation.kind for compilation in instances.take()]
+
+
+@contextmanager
+def switching_threads_often() -> Iterator[None]:
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 # --- Buckets -----------------------------------------------------------------------------------------------------
@@ -129,6 +143,33 @@ def test_eighteen_buckets_three_instances_and_three_reloads_share_no_limit(tmp_p
             assert kinds(model) == [CompilationKind.GRAPH] * 18
 
 
+def test_models_that_compile_while_others_run_lose_no_graph(tmp_path: Path) -> None:
+    """The interpreter changes threads as often as it can, so that a call is interrupted anywhere."""
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    stop = threading.Event()
+
+    def run(model: Instances) -> None:
+        while not stop.is_set():
+            model.infer(rows(2))
+
+    with (
+        serving(load(folder, buckets=buckets(2))) as running,
+        serving(load(folder, buckets=buckets(*range(2, 10)))) as compiling,
+        ThreadPoolExecutor(1) as pool,
+        switching_threads_often(),
+    ):
+        running.infer(rows(2))
+        assert kinds(running) == [CompilationKind.GRAPH]
+        runs = pool.submit(run, running)
+        for _ in range(3):
+            for count in range(2, 10):
+                compiling.infer(rows(count))
+        stop.set()
+        runs.result()
+        assert kinds(running) == []
+        assert kinds(compiling) == [CompilationKind.GRAPH] * 8
+
+
 def test_closing_a_model_leaves_the_graphs_of_another_alone(tmp_path: Path) -> None:
     folder = save_network(tmp_path, LINEAR_NETWORK)
     with serving(load(folder, buckets=buckets(2))) as model:
@@ -212,11 +253,11 @@ def test_a_graph_that_is_compiled_again_is_stated_with_the_guard_that_failed(tmp
 def test_a_network_that_needs_ever_more_graphs_fails_and_does_not_run_eagerly(tmp_path: Path) -> None:
     folder = save_network(tmp_path, COUNTING_NETWORK)
     with serving(load(folder, buckets=buckets(2))) as model:
-        for _ in range(8):
+        for _ in range(MOST_GRAPHS):
             model.infer(rows(2))
-        with pytest.raises(ExecutionFailed, match="needs more than 8 graphs, which is the limit"):
+        with pytest.raises(ExecutionFailed, match="the network needs more than 32 graphs of one function"):
             model.infer(rows(2))
-        assert kinds(model) == [CompilationKind.GRAPH] * 8
+        assert kinds(model) == [CompilationKind.GRAPH] * MOST_GRAPHS
 
 
 def test_a_broken_network_states_each_of_its_graphs_and_logs_why_once(
@@ -231,8 +272,9 @@ def test_a_broken_network_states_each_of_its_graphs_and_logs_why_once(
         assert [each.what for each in model.take()] == ["x[1,4]", "x[1,4]: graph 2"]
         model.infer(rows(2))
         second = [each.what for each in model.take()]
-    # Before torch 2.13 they count as compiled again, since the size is another.
+    # The functions are the same for all sizes.
     assert [each.split(": again, since ")[0] for each in second] == ["x[2,4]", "x[2,4]: graph 2"]
+    assert "size mismatch" in second[0]
     (record,) = [record for record in caplog.records if record.name.startswith("preheat_backends")]
     text = record.getMessage()
     assert text.startswith(

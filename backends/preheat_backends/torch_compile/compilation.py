@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch._dynamo
 from torch._dynamo.convert_frame import compile_lock
-from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.exc import BackendCompilerFailed
 
 from preheat.backend import ModelSource, Signature
 from preheat.errors import ExecutionFailed
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 _COMPILING = compile_lock
 # What a call returns that came too late, and has to look again.
 _LATE = object()
-# Graphs of one piece of code, in all models and versions together. Library code between graph breaks has that many.
+# torch's limit is on the graphs of one piece of code. Library code between graph breaks has those of all models and all
+# their versions: so none but this, and each network has its own, inductor.MOST_GRAPHS.
 _UNLIMITED = 2**20
 
 
@@ -63,11 +64,10 @@ class CompiledProgram(Wrapped):
             result = _LATE
             while result is _LATE:
                 result = self._run_or_compile(inputs)
-        except FailOnRecompileLimitHit as exc:
-            raise ExecutionFailed(
-                f"the network needs more than {torch._dynamo.config.recompile_limit} graphs, which is the limit: what "
-                "it does depends on more than its inputs; TORCH_LOGS=recompiles shows on what"
-            ) from exc
+        except BackendCompilerFailed as exc:
+            if isinstance(exc.inner_exception, ExecutionFailed):
+                raise exc.inner_exception from None
+            raise
         report_given_up()
         return result
 
@@ -76,16 +76,11 @@ class CompiledProgram(Wrapped):
         return self._recipe.freezing or super().keeps(tensor)
 
     def adopt_thread(self) -> None:
-        """Have a network that needs ever more graphs fail, rather than run eagerly in silence.
-
-        The limit must suffice for all variants: where a graph breaks, the model's own functions are compiled for each.
-        Until torch 2.12 the settings are the process's: so they are only ever raised.
-        """
+        """Have no model run eagerly in silence because of the graphs of others."""
         super().adopt_thread()
         config = torch._dynamo.config
         config.fail_on_recompile_limit_hit = True
-        config.recompile_limit = max(config.recompile_limit, self._variants.limit)
-        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _UNLIMITED)
+        config.recompile_limit = config.accumulated_recompile_limit = _UNLIMITED
 
     def close(self) -> None:
         """Have torch forget the graphs: at once, or when nothing is compiled any more, for which it does not wait."""

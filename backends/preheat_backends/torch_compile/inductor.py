@@ -1,14 +1,17 @@
 """The compiler that dynamo hands each graph to: inductor, which states that it compiled."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo.utils
+from torch._guards import CompileContext
 
 from preheat.compilations import Compilation, CompilationKind, report_compilation
+from preheat.errors import ExecutionFailed
 from preheat_backends.torch_compile.cache import caching_in, count_binaries
 from preheat_backends.torch_compile.frames import count_graph, watch
 from preheat_backends.torch_compile.options import Recipe
@@ -16,6 +19,10 @@ from preheat_backends.torch_compile.release import generated_modules
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+# Of one function, in one network, for one variant of its inputs. A part that is repeated, and compiled apart because its
+# graph breaks, needs one for each size that it has.
+MOST_GRAPHS = 32
 
 
 class ReportingInductor(torch._TorchCompileInductorWrapper):
@@ -31,6 +38,7 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         self._cache_path = recipe.cache_path
         self._on_cpu = recipe.device == "cpu"
         self.graphs = 0
+        self._graphs_of: Counter[int | None] = Counter()
         self.generated: list[ModuleType] = []
 
     # Graphs of one variant are not looked for among those of another.
@@ -41,8 +49,12 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         return id(self)
 
     def __call__(self, model_: torch.fx.GraphModule, inputs_: Sequence[Any], **settings: Any) -> Any:
-        """Compile a graph. dynamo calls it on the thread that waits, under its lock."""
+        """Compile a graph. dynamo calls it on the thread that waits, under its lock.
+
+        Raises ExecutionFailed, which dynamo wraps, for a network that needs ever more graphs.
+        """
         watch()
+        self._count_function()
         started_s = count_graph()
         reason = _recompile_reason()
         with caching_in(self._cache_path):
@@ -59,6 +71,16 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         what = f"{what}: again, since {reason}" if reason else what
         report_compilation(Compilation(CompilationKind.GRAPH, what, seconds=seconds, cached=self._cached(before)))
         return compiled
+
+    def _count_function(self) -> None:
+        compilation = CompileContext.current_compile_id()
+        function = compilation and compilation.frame_id
+        self._graphs_of[function] += 1
+        if self._graphs_of[function] > MOST_GRAPHS:
+            raise ExecutionFailed(
+                f"the network needs more than {MOST_GRAPHS} graphs of one function, which is the limit: what it does "
+                "depends on more than its inputs; TORCH_LOGS=recompiles shows on what"
+            )
 
     def _generate(
         self, graph: torch.fx.GraphModule, inputs: Sequence[Any], settings: Mapping[str, Any]

@@ -1,7 +1,6 @@
 """One network, compiled for one kind of inputs."""
 
 import builtins
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,12 +26,6 @@ from preheat_backends.torch_programs.program import Arguments
 _OF_THE_PROCESS = frozenset({"GLOBAL_STATE", "DEFAULT_DEVICE"})
 
 
-# Code that models share, of a library after a graph break, has a limit of its own in each; torch 2.13 is the first to.
-_ISOLATED: dict[str, Any] = (
-    {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
-)
-
-
 class CompiledNetwork:
     """``module``, compiled for the inputs that ``what`` describes.
 
@@ -43,17 +36,25 @@ class CompiledNetwork:
         self._recipe = recipe
         self._function = _own_function(module)
         self._compiler = ReportingInductor(recipe, what)
-        self._breaks_before = graph_breaks()
-        # dynamic=False: nothing is dynamic but what is marked so.
+        # dynamic=False: nothing is dynamic but what is marked so. And not isolate_recompiles, which torch 2.13 keeps for
+        # the process: a thread that is interrupted in such a call files its graph under the other's network.
         self._network: Callable[..., object] = torch.compile(
             self._function,
             fullgraph=recipe.fullgraph,
             dynamic=False,
             backend=self._compiler,
             options={"guard_filter_fn": self._filter_guards},
-            **_ISOLATED,
         )
-        self.breaks: Counter[str] = Counter()
+        self._breaks_before = graph_breaks()
+        self._breaks: Counter[str] | None = None
+
+    @property
+    def breaks(self) -> Counter[str]:
+        """Why its graphs broke when it was compiled, and how often; until then, those of this thread's so far.
+
+        torch counts them for the process. But it compiles one thing at a time, and this is first read in a compilation.
+        """
+        return graph_breaks() - self._breaks_before if self._breaks is None else self._breaks
 
     def __call__(self, arguments: Arguments) -> object:
         """Run it."""
@@ -73,7 +74,7 @@ class CompiledNetwork:
                 f"{summarize([str(exc)])}{place(str(exc))}"
             ) from exc
         finally:
-            self.breaks = graph_breaks() - self._breaks_before
+            self._breaks = self.breaks
         return result
 
     def tell_breaks(self) -> str:
@@ -95,7 +96,7 @@ class CompiledNetwork:
         Otherwise none on state of the process. One graph computes as it was compiled to, whatever another model has
         since set, as torch.set_default_dtype does for all threads: compiling again would be slow, and change answers.
         """
-        if graph_breaks() - self._breaks_before:
+        if self.breaks:
             return [True] * len(guards)
         return [guard.guard_type not in _OF_THE_PROCESS for guard in guards]
 
