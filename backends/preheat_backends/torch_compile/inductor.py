@@ -20,8 +20,8 @@ from preheat_backends.torch_compile.release import generated_modules
 if TYPE_CHECKING:
     from types import ModuleType
 
-# Of one function, in one network, for one variant of its inputs. A part that is repeated, and compiled apart because its
-# graph breaks, needs one for each size that it has.
+# Of one function, in one network, for one variant of its inputs. A part that is repeated, and compiled apart since
+# graphs break, needs one for each size that it has.
 MOST_GRAPHS = 32
 
 

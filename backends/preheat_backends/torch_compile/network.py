@@ -36,8 +36,8 @@ class CompiledNetwork:
         self._recipe = recipe
         self._function = _own_function(module)
         self._compiler = ReportingInductor(recipe, what)
-        # dynamic=False: nothing is dynamic but what is marked so. And not isolate_recompiles, which torch 2.13 keeps for
-        # the process: a thread that is interrupted in such a call files its graph under the other's network.
+        # dynamic=False: nothing is dynamic but what is marked so. No isolate_recompiles: torch 2.13 keeps the region
+        # for the process, and a thread that is interrupted in such a call files its graph under another's network.
         self._network: Callable[..., object] = torch.compile(
             self._function,
             fullgraph=recipe.fullgraph,
