@@ -74,7 +74,7 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
 
     def _count_function(self) -> None:
         compilation = CompileContext.current_compile_id()
-        function = compilation and compilation.frame_id
+        function = compilation.frame_id if compilation else None
         self._graphs_of[function] += 1
         if self._graphs_of[function] > MOST_GRAPHS:
             raise ExecutionFailed(
