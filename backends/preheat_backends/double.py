@@ -74,8 +74,7 @@ class DoubleBackend(Backend):
 
     def complete(self, source: ModelSource) -> PartialConfig:
         """Nothing: there is no artifact to ask. Parameters are refused here already, before anything is loaded."""
-        _parse(source)
-        return PartialConfig()
+        return PartialConfig(whole_requests=_parse(source).requests)
 
     def load(self, source: ModelSource, signature: Signature) -> Model:
         """Check that ``signature`` can be echoed, and make the model."""

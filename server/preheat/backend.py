@@ -100,7 +100,8 @@ class PartialConfig:
 
     Empty ``inputs`` or ``outputs``: the artifact does not say, and the configuration has to. ``max_batch_size`` and
     ``dynamic_batching`` are for artifacts whose author decides them in code, and count where the configuration is
-    silent; None and False leave them to it.
+    silent; None and False leave them to it. ``whole_requests``: sessions are :class:`RequestSession`, so the server
+    shapes nothing, and a configuration that asks for it is refused.
     """
 
     inputs: tuple[TensorSpec, ...] = ()
@@ -108,6 +109,7 @@ class PartialConfig:
     row_independent: bool = True
     max_batch_size: int | None = None
     dynamic_batching: bool = False
+    whole_requests: bool = False
 
 
 class Outside(enum.Enum):

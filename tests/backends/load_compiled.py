@@ -1,10 +1,14 @@
-"""A process that loads one compiled model and says, as JSON, what had to be compiled: FOLDER CACHE ROWS."""
+"""A process that loads one compiled model and says, as JSON, what had to be done for it: FOLDER CACHE ROWS.
+
+``compiled`` are the sources that a compiler was started for, ``traced`` is how many frames dynamo looked at.
+"""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo.utils
 from tests.backends.compiling import buckets, load, rows, serving
 
 COMPILED: list[str] = []
@@ -18,10 +22,12 @@ def note_compilations(event: str, arguments: tuple[Any, ...]) -> None:
 
 def main(folder: str, cache: str, count: str) -> None:
     sys.addaudithook(note_compilations)
-    with serving(load(Path(folder), buckets=buckets(int(count)), cache_path=Path(cache))) as model:
+    served = load(Path(folder), buckets=buckets(int(count)), cache_path=Path(cache))
+    with serving(served) as model:
         answer = model.infer(rows(int(count)))["y"].tolist()
         stated = [[each.kind.value, each.what, each.cached] for each in model.take()]
-    sys.stdout.write(json.dumps({"answer": answer, "stated": stated, "compiled": COMPILED}))
+    traced = torch._dynamo.utils.counters["frames"]["total"]
+    sys.stdout.write(json.dumps({"answer": answer, "stated": stated, "compiled": COMPILED, "traced": traced}))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ BAD: dict[str, tuple[str, Sequence[str]]] = {
     ),
     "sees_requests_whole": (
         config(but(requests="true")),
-        ["a model that sees requests whole cannot have preheat.buckets.NAME"],
+        ["preheat.buckets.sequence: has no effect on a model that sees requests whole", "'double'"],
     ),
     "rows_missing": (config(but(preheat__buckets="1,4")), ["preheat.buckets: the largest must be max_batch_size, 8"]),
     "dependent_rows_padded": (

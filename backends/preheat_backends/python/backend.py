@@ -1,6 +1,7 @@
 """The plugin: models written in Python for Triton."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ class PythonBackend(Backend):
 
     def complete(self, source: ModelSource) -> PartialConfig:
         """What the author decided in ``auto_complete_config``. Runs the model's code."""
-        return ModelCode(source).complete()
+        return replace(ModelCode(source).complete(), whole_requests=True)
 
     def load(self, source: ModelSource, signature: Signature) -> Model:
         """Make the model. Its code runs when instances are opened, once for each, as it does in Triton."""

@@ -15,9 +15,10 @@ _latest: Path | None = None
 
 
 @contextmanager
-def caching_in(folder: Path | None) -> Iterator[None]:
+def caching_in(folder: Path | None, *, complete: bool = True) -> Iterator[None]:
     """Have what is compiled until the block ends looked for and left in ``folder``; None leaves that to torch. Nests.
 
+    ``complete``: also what the process has in memory is left there, for the next process to find.
     The caller holds dynamo's lock: torch reads where its caches are from the environment, each time it looks.
     """
     if folder is None:
@@ -25,7 +26,7 @@ def caching_in(folder: Path | None) -> Iterator[None]:
         return
     places = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TRITON_CACHE_DIR": str(folder / "triton")}
     before = {name: os.environ.get(name) for name in places}
-    if before != places:
+    if complete and before != places:
         _forget(folder)
     os.environ.update(places)
     try:

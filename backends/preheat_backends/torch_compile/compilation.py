@@ -17,11 +17,14 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from preheat.backend import ModelSource, Signature
 from preheat.errors import ExecutionFailed
+from preheat_backends.torch_compile.fingerprint import Indescribable
 from preheat_backends.torch_compile.frames import report_given_up, watch
+from preheat_backends.torch_compile.kept import CannotKeep, KeptGraphs, KeptNetwork, Picked
+from preheat_backends.torch_compile.kernels import release_lock_in_kernels
 from preheat_backends.torch_compile.network import CompiledNetwork
 from preheat_backends.torch_compile.options import Recipe
 from preheat_backends.torch_compile.variants import Variants
-from preheat_backends.torch_programs.program import Program, Wrapped
+from preheat_backends.torch_programs.program import Arguments, Program, Wrapped
 
 log = logging.getLogger(__name__)
 # dynamo's own lock, under which it compiles one frame at a time in the whole process. It does not look again, once it
@@ -37,8 +40,10 @@ _UNLIMITED = 2**20
 
 def compile_program(program: Program, source: ModelSource, signature: Signature, recipe: Recipe) -> Program:
     """``program``, to be compiled by the calls that warm it."""
+    release_lock_in_kernels()
     variants = Variants(signature, source.buckets, dynamic=recipe.dynamic)
-    return CompiledProgram(program, variants, recipe, model=source.name)
+    kept = KeptGraphs(recipe.cache_path, source.version_path) if recipe.cache_path and recipe.keeps_graphs else None
+    return CompiledProgram(program, variants, recipe, kept, model=source.name)
 
 
 class CompiledProgram(Wrapped):
@@ -48,15 +53,20 @@ class CompiledProgram(Wrapped):
     fits in a list which it reorders as it goes: two threads at it at once can miss theirs, and compile it again.
     """
 
-    def __init__(self, inner: Program, variants: Variants, recipe: Recipe, *, model: str) -> None:
+    def __init__(
+        self, inner: Program, variants: Variants, recipe: Recipe, kept: KeptGraphs | None, *, model: str
+    ) -> None:
+        """``kept`` None: graphs are traced at each load."""
         super().__init__(inner)
         self.specializes_on_shape = not recipe.dynamic
         self._variants = variants
         self._recipe = recipe
+        self._kept = kept
         self._model = model
         # Both are written under _COMPILING, and read by any thread.
-        self._networks: dict[object, CompiledNetwork] = {}
+        self._networks: dict[object, CompiledNetwork | KeptNetwork] = {}
         self._turn: AbstractContextManager[object] = nullcontext()
+        self._told = False
 
     def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
         """Run the network, compiled; the first call of a variant compiles it."""
@@ -70,6 +80,10 @@ class CompiledProgram(Wrapped):
             raise
         report_given_up()
         return result
+
+    def pick(self, result: object) -> Mapping[str, torch.Tensor]:
+        """As the other, in what was traced."""
+        return result if isinstance(result, Picked) else super().pick(result)
 
     def keeps(self, tensor: torch.Tensor) -> bool:
         """As the other says; of what is frozen nobody knows where it is."""
@@ -116,18 +130,53 @@ class CompiledProgram(Wrapped):
                     f"no graph for {what}, and the limit of {self._variants.limit} for this model is reached; give it "
                     "a bucket, or set parameter dynamic: true"
                 )
-            watch()
-            self._variants.mark(inputs)
-            network = CompiledNetwork(self.module, self._recipe, what)
-            try:
-                result = network.compile(self.arrange(inputs))
-            except BaseException:
-                network.close()
-                raise
-            # Before anyone can find the network: whoever does has to know whether to take turns.
-            self._look_at_breaks(network)
-            self._networks[variant] = network
-            return result
+            found = self._kept.find(variant, self.module, what) if self._kept else None
+            if found is not None:
+                self._networks[variant] = found
+                return found(self.arrange(inputs))
+            return self._trace(variant, what, inputs)
+
+    def _trace(self, variant: object, what: str, inputs: Mapping[str, torch.Tensor]) -> object:
+        watch()
+        before = self._describe()
+        self._variants.mark(inputs)
+        network = CompiledNetwork(self.module, self._recipe, what)
+        arguments = self.arrange(inputs)
+        try:
+            result = network.compile(arguments)
+        except BaseException:
+            network.close()
+            raise
+        # Before anyone can find the network: whoever does has to know whether to take turns.
+        self._look_at_breaks(network)
+        self._networks[variant] = network
+        self._keep(variant, network, before, arguments, result)
+        return result
+
+    def _describe(self) -> str | None:
+        try:
+            return self._kept.describe(self.module) if self._kept else None
+        except Indescribable as exc:
+            self._cannot_keep(exc)
+            return None
+
+    def _keep(
+        self, variant: object, network: CompiledNetwork, before: str | None, arguments: Arguments, result: object
+    ) -> None:
+        """Have later loads find the graph, if that can be done."""
+        try:
+            traced = network.take_traced()
+            if self._kept is not None and before is not None:
+                self._kept.keep(variant, self.module, before, traced, arguments, super().pick(result))
+        except (CannotKeep, OSError) as exc:
+            self._cannot_keep(exc)
+
+    def _cannot_keep(self, why: Exception) -> None:
+        log.log(
+            logging.DEBUG if self._told else logging.INFO,
+            "%s: the network will be traced at each load, which takes seconds: %s", self._model, why,
+        )  # fmt: skip
+        self._told = True
 
     def _look_at_breaks(self, network: CompiledNetwork) -> None:
         """Say once for the model where its graphs break."""
@@ -139,7 +188,7 @@ class CompiledProgram(Wrapped):
             log.warning("%s: %s", self._model, network.tell_breaks())
 
 
-def _forget(networks: Iterable[CompiledNetwork]) -> None:
+def _forget(networks: Iterable[CompiledNetwork | KeptNetwork]) -> None:
     with _COMPILING:
         for network in networks:
             network.close()

@@ -12,6 +12,7 @@ import torch.version
 from torch._inductor import cpp_builder
 
 from preheat.backend import ModelSource
+from preheat_backends.torch_compile import kernels
 
 
 def describe_environment(source: ModelSource) -> str:
@@ -23,6 +24,7 @@ def describe_environment(source: ModelSource) -> str:
         "python": f"{sys.implementation.cache_tag} {platform.machine()}",
         "libc": " ".join(platform.libc_ver()),
         "threads": str(source.threads),
+        "kernels": kernels.VERSION,
         **_host(),
         **_gpu(source),
     }

@@ -2,20 +2,20 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo.utils
-from torch._guards import CompileContext
+from torch._guards import CompileContext, TracingContext
 
 from preheat.compilations import Compilation, CompilationKind, report_compilation
 from preheat.errors import ExecutionFailed
 from preheat_backends.torch_compile.cache import caching_in, count_binaries
 from preheat_backends.torch_compile.frames import count_graph, watch
+from preheat_backends.torch_compile.generated import generated_modules
 from preheat_backends.torch_compile.options import Recipe
-from preheat_backends.torch_compile.release import generated_modules
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -40,6 +40,7 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         self.graphs = 0
         self._graphs_of: Counter[int | None] = Counter()
         self.generated: list[ModuleType] = []
+        self.first_graph: _FirstGraph | None = None
 
     # Graphs of one variant are not looked for among those of another.
     def __eq__(self, other: object) -> bool:
@@ -66,11 +67,12 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
                 self._use_one_thread()
                 compiled, _ = self._generate(model_, inputs_, settings)
         self.graphs += 1
+        self.first_graph = self.first_graph or _FirstGraph(model_, compiled)
         seconds = time.perf_counter() - started_s
         what = self._what if self.graphs == 1 else f"{self._what}: graph {self.graphs}"
         what = f"{what}: again, since {reason}" if reason else what
         report_compilation(Compilation(CompilationKind.GRAPH, what, seconds=seconds, cached=self._cached(before)))
-        return compiled
+        return self.first_graph if self.graphs == 1 else compiled
 
     def _count_function(self) -> None:
         compilation = CompileContext.current_compile_id()
@@ -119,6 +121,31 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         """Whether nothing had to be compiled since ``before``."""
         hits, misses, binaries = (now - then for now, then in zip(self._cache_counts(), before, strict=True))
         return misses == 0 and (hits > 0 or (self._cache_path is not None and binaries == 0))
+
+
+class _FirstGraph:
+    """A graph as it was traced, and what its first run gave. Several threads may call it."""
+
+    def __init__(self, graph: torch.fx.GraphModule, call: Callable[..., Any]) -> None:
+        self.call = call
+        self.inputs = [_source(node) for node in graph.graph.nodes if node.op == "placeholder"]
+        self.code = tuple(TracingContext.get_traced_code() or ())
+        self.outputs: Sequence[Any] | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run it."""
+        outputs = self.call(*inputs)
+        if self.outputs is None:
+            self.outputs = outputs
+        return outputs
+
+
+def _source(node: torch.fx.Node) -> str:
+    """Where an input of the graph comes from, as dynamo writes it; empty if it does not say."""
+    argument = node.meta.get("grapharg")
+    source = getattr(argument, "source", None)
+    name = getattr(source, "name", "")
+    return str(name() if callable(name) else name)
 
 
 def _may_be_index(value: object) -> bool:

@@ -15,10 +15,12 @@ from torch._dynamo.exc import Unsupported
 from preheat.errors import ExecutionFailed
 from preheat_backends.torch_compile.breaks import graph_breaks, place, summarize
 from preheat_backends.torch_compile.cache import caching_in
+from preheat_backends.torch_compile.fingerprint import is_plain
 from preheat_backends.torch_compile.frames import report_given_up
+from preheat_backends.torch_compile.generated import release
 from preheat_backends.torch_compile.inductor import ReportingInductor
+from preheat_backends.torch_compile.kept import CannotKeep, Traced
 from preheat_backends.torch_compile.options import Recipe
-from preheat_backends.torch_compile.release import release
 from preheat_backends.torch_programs.program import Arguments
 
 # What dynamo guards on that is the process's, and that another model may set at any time. What is the thread's among
@@ -47,6 +49,7 @@ class CompiledNetwork:
         )
         self._breaks_before = graph_breaks()
         self._breaks: Counter[str] | None = None
+        self._constants: dict[str, object] = {}
 
     @property
     def breaks(self) -> Counter[str]:
@@ -77,6 +80,16 @@ class CompiledNetwork:
             self._breaks = self.breaks
         return result
 
+    def take_traced(self) -> Traced:
+        """What tracing found. Call once, after :meth:`compile`. Raises CannotKeep where it is not the whole network."""
+        graph = self._compiler.first_graph
+        if graph is None:
+            raise CannotKeep("it has no graph")
+        outputs, graph.outputs = graph.outputs or (), ()
+        if self._compiler.graphs != 1 or self.breaks:
+            raise CannotKeep("it is not one graph")
+        return Traced(graph.inputs, graph.code, graph.call, outputs, self._constants, self._compiler.generated)
+
     def tell_breaks(self) -> str:
         """Where its graphs break, and what to do about it, in one line."""
         return (
@@ -96,6 +109,7 @@ class CompiledNetwork:
         Otherwise none on state of the process. One graph computes as it was compiled to, whatever another model has
         since set, as torch.set_default_dtype does for all threads: compiling again would be slow, and change answers.
         """
+        self._constants |= {guard.name: guard.value for guard in guards if guard.is_global and is_plain(guard.value)}
         if self.breaks:
             return [True] * len(guards)
         return [guard.guard_type not in _OF_THE_PROCESS for guard in guards]

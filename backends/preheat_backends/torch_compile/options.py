@@ -75,6 +75,11 @@ class Recipe:
     device: str = "cpu"
     cache_path: Path | None = None
 
+    @property
+    def keeps_graphs(self) -> bool:
+        """Whether whole graphs can be kept: not yet where they hold weights or symbols, or are replayed on CUDA."""
+        return self.device == "cpu" and not self.freezing and not self.dynamic
+
 
 @dataclass(frozen=True, slots=True)
 class _Switch:

@@ -25,6 +25,8 @@ from preheat_backends.torch_programs.program import Arguments, Program, Storages
 
 WEIGHTS = "model.safetensors"
 Prepare: TypeAlias = Callable[[torch.nn.Module], object]
+# Begins the names under which `model.py` files are imported, each with a number of its own.
+IMPORTED = "preheat_model_"
 _NUMBERS = itertools.count()
 
 
@@ -70,7 +72,7 @@ def load_python_module(
 
     ``outputs`` are the names that ``forward``'s results are given. Raises InvalidArtifact, and what ``prepare`` raises.
     """
-    imported = f"preheat_model_{next(_NUMBERS)}"
+    imported = f"{IMPORTED}{next(_NUMBERS)}"
     try:
         module = _build(_import(path, imported), path)
         _load_weights(module, path, backend=backend)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from preheat.cache import CompileCache
 from preheat.errors import BackendMissing, InvalidConfig, reason_of
 from preheat.models.assembly import batch_limits, start_engines
 from preheat.models.caching import CachedSources, open_cached
+from preheat.models.handing_over import handing_over_often
 from preheat.models.handle import Engines, Handle, close_model
 from preheat.models.lifecycle import Lifecycle
 from preheat.models.placement import Placement, place
@@ -84,8 +86,9 @@ class Loader:
         sources = [replace(source, config=as_json(completed.proto), buckets=completed.buckets) for source in sources]
         cached = self._open_cached(backend, sources, completed.signature, folder=folder.path, serving=serving)
         try:
-            engines = self._start(version, completed, cached, _load_models(backend, cached.sources, completed))
-            reports = _wait_until_warm(engines)
+            with handing_over_often() if serving else nullcontext():
+                engines = self._start(version, completed, cached, _load_models(backend, cached.sources, completed))
+                reports = _wait_until_warm(engines)
         except InvalidConfig:
             cached.close()
             raise

@@ -44,6 +44,8 @@ class CompletedConfiguration:
 
 def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> CompletedConfiguration:
     """Merge what the file and the artifact say. Raises InvalidConfig where they disagree or neither says enough."""
+    if artifact.whole_requests:
+        _refuse_shaping(configuration)
     configuration = _adopt_batching(configuration, artifact)
     row_independent = _row_independent(configuration, artifact)
     artifact_outputs = _rename_outputs(configuration, artifact)
@@ -73,6 +75,24 @@ def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> Comp
         proto,
         origins,
     )
+
+
+def _refuse_shaping(configuration: ModelConfiguration) -> None:
+    """Refuse what the server does for models that take tensors, and cannot do for those that see requests whole."""
+    server = configuration.server
+    asked = {
+        "preheat.buckets": server.buckets,
+        **{f"preheat.buckets.{name}": True for name in server.size_buckets},
+        **{f"preheat.pad.{name}": True for name in server.pads},
+        "preheat.outside_buckets": server.outside_buckets,
+        "preheat.padding_tolerance": server.padding_tolerance is not None,
+        "preheat.threads": server.threads,
+    }
+    for key in (key for key, value in asked.items() if value):
+        raise InvalidConfig(
+            f"{configuration.file}: parameters: {key}: has no effect on a model that sees requests whole, as backend "
+            f"'{configuration.backend}' has it do; leave it out"
+        )
 
 
 def _adopt_batching(configuration: ModelConfiguration, artifact: PartialConfig) -> ModelConfiguration:

@@ -106,8 +106,6 @@ class Warmup:
     def _plan(self, session: Session) -> Sequence[WarmupBatch]:
         # A session that sees requests whole may have side effects: only what the configuration asks for is run.
         if isinstance(session, RequestSession):
-            if self.buckets.sizes:
-                raise LoadFailed(f"{self.name}: a model that sees requests whole cannot have preheat.buckets.NAME")
             return plan_samples(self.signature, self.samples)
         return plan_warmup(self.signature, self.buckets, self.samples)
 

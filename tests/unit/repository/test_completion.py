@@ -320,3 +320,23 @@ def test_the_configuration_as_parsed_is_left_alone() -> None:
     complete(configuration, BERT)
     assert not configuration.proto.input
     assert not configuration.proto.HasField("version_policy")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("preheat.buckets", "1,8"),
+        ("preheat.buckets.seq", "32"),
+        ("preheat.pad.ids", "0"),
+        ("preheat.outside_buckets", "eager"),
+        ("preheat.padding_tolerance", "0.1"),
+        ("preheat.threads", "1"),
+    ],
+)
+def test_what_the_server_cannot_do_for_requests_that_are_seen_whole_is_refused_by_name(key: str, value: str) -> None:
+    artifact = PartialConfig((IDS, MASK), (POOLED,), whole_requests=True)
+    message = refusal(f"max_batch_size: 8 {parameters_text({key: value})}", artifact)
+    assert message == (
+        f"parameters: {key}: has no effect on a model that sees requests whole, as backend 'eager' has it do; "
+        "leave it out"
+    )

@@ -223,13 +223,6 @@ def test_a_session_that_sees_requests_whole_is_run_with_samples_only() -> None:
     assert [step.label for step in report.steps] == ["sample 'typical'"]
 
 
-def test_a_session_that_sees_requests_whole_cannot_be_padded() -> None:
-    session = Whole()
-    text = Warming(samples=[SAMPLE]).refusal(session)
-    assert text == "m/1: a model that sees requests whole cannot have preheat.buckets.NAME"
-    assert session.seen == []
-
-
 def test_padding_is_tried_on_the_first_instance_before_anything_else() -> None:
     session = Echo()
     Warming(check=PaddingCheck("m", SIGNATURE, BUCKETS, {"x": 0.0}, {})).run(session)
