@@ -50,8 +50,8 @@ RETURNS_A_WEIGHT = """
 """
 OF_A_LIBRARY = """
     def forward(self, x):
-        import helper
-        return helper.scale(x)
+        import library_of_kept_graphs
+        return library_of_kept_graphs.scale(x)
 """
 TWICE = """
     def forward(self, x):
@@ -158,8 +158,8 @@ def test_a_library_that_changed_is_traced_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(library)
     save_network(tmp_path, OF_A_LIBRARY)
     for factor, traced in ((2, True), (2, False), (30, True), (30, False)):
-        (library / "helper.py").write_text(f"def scale(x):\n    return x * {factor}\n")
-        monkeypatch.delitem(sys.modules, "helper", raising=False)
+        (library / "library_of_kept_graphs.py").write_text(f"def scale(x):\n    return x * {factor}\n")
+        monkeypatch.delitem(sys.modules, "library_of_kept_graphs", raising=False)
         with loaded(tmp_path) as each:
             np.testing.assert_allclose(each.answer(), rows(2)["x"] * factor, rtol=1e-6)
             assert bool(each.traced) == traced

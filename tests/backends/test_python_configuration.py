@@ -57,17 +57,20 @@ def test_a_model_declares_its_tensors_and_batching(tmp_path: Path) -> None:
         outputs=(TensorSpec("y", DataType.INT32, (BATCH, Dimension())),),
         max_batch_size=8,
         dynamic_batching=True,
+        whole_requests=True,
     )
 
 
 def test_a_model_without_a_batch_axis_declares_whole_shapes(tmp_path: Path) -> None:
     partial = complete(tmp_path, f"config.add_input({INPUT})", "config.set_max_batch_size(0)")
-    assert partial == PartialConfig(inputs=(TensorSpec("x", DataType.FP32, (FOUR,)),), max_batch_size=0)
+    assert partial == PartialConfig(
+        inputs=(TensorSpec("x", DataType.FP32, (FOUR,)),), max_batch_size=0, whole_requests=True
+    )
 
 
 def test_a_model_that_completes_nothing_leaves_all_to_the_file(tmp_path: Path) -> None:
     folder = write(tmp_path, telling("return ''"))
-    assert PythonBackend().complete(make_source(folder)) == PartialConfig()
+    assert PythonBackend().complete(make_source(folder)) == PartialConfig(whole_requests=True)
 
 
 def test_tensors_of_the_file_stay_the_file_s(tmp_path: Path) -> None:
@@ -79,7 +82,7 @@ def test_tensors_of_the_file_stay_the_file_s(tmp_path: Path) -> None:
         "config.set_dynamic_batching()",
         config=config,
     )
-    assert partial == PartialConfig(max_batch_size=8)
+    assert partial == PartialConfig(max_batch_size=8, whole_requests=True)
 
 
 def test_a_model_sees_the_configuration_and_what_it_added(tmp_path: Path) -> None:
