@@ -40,6 +40,13 @@ GLOBAL_CONSTANT = """
     def forward(self, x):
         return x * FACTOR
 """
+CLASS_ATTRIBUTE = """
+    import os
+    factor = float(os.environ["FACTOR"])
+
+    def forward(self, x):
+        return x * self.factor
+"""
 RANDOM = """
     def forward(self, x):
         return self.layer(x) + torch.rand_like(x)
@@ -47,6 +54,10 @@ RANDOM = """
 RETURNS_A_WEIGHT = """
     def forward(self, x):
         return {"sum": self.layer(x), "y": self.layer.weight}
+"""
+GLOBAL_SET = """
+    def forward(self, x):
+        return x * (2 if "double" in WISHES else 3)
 """
 OF_A_LIBRARY = """
     def forward(self, x):
@@ -136,11 +147,12 @@ def test_an_exported_program_is_found_again(tmp_path: Path) -> None:
         assert second.traced == 0
 
 
-@pytest.mark.parametrize("where", ["attribute", "global"])
+@pytest.mark.parametrize("where", ["attribute", "class", "global"])
 def test_a_network_that_was_built_otherwise_is_traced_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    save_network(tmp_path, FROM_ENVIRONMENT if where == "attribute" else GLOBAL_CONSTANT)
+    forward = {"attribute": FROM_ENVIRONMENT, "class": CLASS_ATTRIBUTE, "global": GLOBAL_CONSTANT}
+    save_network(tmp_path, forward[where])
     model = tmp_path / "1" / "model.py"
     if where == "global":
         model.write_text("import os\nFACTOR = float(os.environ['FACTOR'])\n" + model.read_text())
@@ -149,6 +161,15 @@ def test_a_network_that_was_built_otherwise_is_traced_again(
         with loaded(tmp_path) as each:
             np.testing.assert_allclose(each.answer(), rows(2)["x"] * factor, rtol=1e-6)
             assert bool(each.traced) == traced
+
+
+def test_a_network_that_looks_at_what_cannot_be_compared_is_not_kept(tmp_path: Path) -> None:
+    save_network(tmp_path, GLOBAL_SET)
+    model = tmp_path / "1" / "model.py"
+    model.write_text("WISHES = {'double'}\n" + model.read_text())
+    with loaded(tmp_path) as each:
+        np.testing.assert_allclose(each.answer(), rows(2)["x"] * 2, rtol=1e-6)
+    assert kept_in(tmp_path) == []
 
 
 def test_a_library_that_changed_is_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ def digest_of(file: Path) -> str:
 
 def is_plain(value: object) -> bool:
     """Whether ``repr`` tells all there is about ``value``."""
+    if isinstance(value, dict):
+        return all(map(is_plain, value)) and all(map(is_plain, value.values()))
     if isinstance(value, tuple | list):
         return all(map(is_plain, value))
     return isinstance(value, _PLAIN)
@@ -116,8 +118,12 @@ def _called(value: "FunctionType | MethodType | functools.partial[Any]") -> Iter
 
 
 def _attributes(value: object) -> list[object]:
-    slots = [name for owner in type(value).__mro__ for name in _slots(owner) if hasattr(value, name)]
-    names = sorted({*getattr(value, "__dict__", {}), *slots} - {"__dict__", "__weakref__"})
+    classes = type(value).__mro__
+    slots = [name for owner in classes for name in _slots(owner) if hasattr(value, name)]
+    # What a class has may be computed when its file is imported. Of torch's own the version is known.
+    own = [owner for owner in classes if owner.__module__.partition(".")[0] != "torch"]
+    shared = [name for owner in own for name, held in vars(owner).items() if name[:2] != "__" and is_plain(held)]
+    names = sorted({*getattr(value, "__dict__", {}), *slots, *shared} - {"__dict__", "__weakref__"})
     return [part for name in names for part in (name, getattr(value, name))]
 
 

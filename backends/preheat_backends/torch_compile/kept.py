@@ -56,8 +56,8 @@ class Traced:
     """What dynamo found: ``inputs`` are the graph's, by dynamo's names for where they come from.
 
     ``code`` is what it looked at. ``call`` is the compiled graph, from a list of inputs to a list of outputs;
-    ``outputs`` those of its first run. ``constants`` are the plain values that it took from global variables, by name,
-    and ``generated`` the modules that inductor made for it.
+    ``outputs`` those of its first run. ``constants`` is what it took from global variables, by name, and ``generated``
+    the modules that inductor made for it.
     """
 
     inputs: Sequence[str]
@@ -256,7 +256,7 @@ def _weight(module: torch.nn.Module, name: str) -> torch.Tensor:
 def _constant(name: str, value: object) -> tuple[str, str, str]:
     """The imported module that a global is found in, empty for the model's own; the rest of its name; its value."""
     found = _GLOBAL.fullmatch(name)
-    if found is None:
+    if found is None or not is_plain(value):
         raise CannotKeep(f"it depends on {name}")
     owner = found[1].replace("_dot_", ".")
     return "" if owner.startswith(IMPORTED) else owner, found[2], repr(value)

@@ -4,7 +4,7 @@ import builtins
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch._dynamo.exc import Unsupported
 from preheat.errors import ExecutionFailed
 from preheat_backends.torch_compile.breaks import graph_breaks, place, summarize
 from preheat_backends.torch_compile.cache import caching_in
-from preheat_backends.torch_compile.fingerprint import is_plain
 from preheat_backends.torch_compile.frames import report_given_up
 from preheat_backends.torch_compile.generated import release
 from preheat_backends.torch_compile.inductor import ReportingInductor
@@ -26,6 +25,11 @@ from preheat_backends.torch_programs.program import Arguments
 # What dynamo guards on that is the process's, and that another model may set at any time. What is the thread's among
 # it (grad mode, autocast, the number of threads) is as the session set it.
 _OF_THE_PROCESS = frozenset({"GLOBAL_STATE", "DEFAULT_DEVICE"})
+
+# Where names of torch's own global variables begin: which version of torch it is, is in the cache's key.
+_OF_TORCH = "G['__import_torch_dot_"
+# Guards that say nothing of a value: what it is made of was guarded on too.
+_OF_A_KIND = frozenset({"DUPLICATE_INPUT", "SEQUENCE_LENGTH", "TYPE_MATCH"})
 
 
 class CompiledNetwork:
@@ -109,7 +113,7 @@ class CompiledNetwork:
         Otherwise none on state of the process. One graph computes as it was compiled to, whatever another model has
         since set, as torch.set_default_dtype does for all threads: compiling again would be slow, and change answers.
         """
-        self._constants |= {guard.name: guard.value for guard in guards if guard.is_global and is_plain(guard.value)}
+        self._constants |= {guard.name: guard.value for guard in guards if guard.is_global and _is_of_a_value(guard)}
         if self.breaks:
             return [True] * len(guards)
         return [guard.guard_type not in _OF_THE_PROCESS for guard in guards]
@@ -150,3 +154,9 @@ def _own_function(module: torch.nn.Module) -> FunctionType:
         None,
         network.__closure__,
     )
+
+
+def _is_of_a_value(guard: Any) -> bool:
+    """Whether a guard is on a value that the graph was made for, and not on which code was called."""
+    of_code = callable(guard.value) or isinstance(guard.value, ModuleType)
+    return guard.guard_type not in _OF_A_KIND and not of_code and not guard.name.startswith(_OF_TORCH)
