@@ -61,7 +61,6 @@ GLOBAL_SET = """
 """
 OF_A_LIBRARY = """
     def forward(self, x):
-        import library_of_kept_graphs
         return library_of_kept_graphs.scale(x)
 """
 TWICE = """
@@ -178,6 +177,8 @@ def test_a_library_that_changed_is_traced_again(tmp_path: Path, monkeypatch: pyt
     library.mkdir()
     monkeypatch.syspath_prepend(library)
     save_network(tmp_path, OF_A_LIBRARY)
+    model = tmp_path / "1" / "model.py"
+    model.write_text("import library_of_kept_graphs\n" + model.read_text())
     for factor, traced in ((2, True), (2, False), (30, True), (30, False)):
         (library / "library_of_kept_graphs.py").write_text(f"def scale(x):\n    return x * {factor}\n")
         monkeypatch.delitem(sys.modules, "library_of_kept_graphs", raising=False)

@@ -19,7 +19,7 @@ from preheat.backend import ModelSource, Signature
 from preheat.errors import ExecutionFailed
 from preheat_backends.torch_compile.fingerprint import Indescribable
 from preheat_backends.torch_compile.frames import report_given_up, watch
-from preheat_backends.torch_compile.kept import CannotKeep, KeptGraphs, KeptNetwork, Picked
+from preheat_backends.torch_compile.kept import KeptGraphs, KeptNetwork, Picked
 from preheat_backends.torch_compile.kernels import release_lock_in_kernels
 from preheat_backends.torch_compile.network import CompiledNetwork
 from preheat_backends.torch_compile.options import Recipe
@@ -168,7 +168,7 @@ class CompiledProgram(Wrapped):
             traced = network.take_traced()
             if self._kept is not None and before is not None:
                 self._kept.keep(variant, self.module, before, traced, arguments, super().pick(result))
-        except (CannotKeep, OSError) as exc:
+        except Exception as exc:
             self._cannot_keep(exc)
 
     def _cannot_keep(self, why: Exception) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.fx
 
+from preheat_backends.torch_programs.python_module import IMPORTED
+
 _PLAIN = (
     bool, int, float, complex, str, bytes, enum.Enum, np.generic, torch.dtype, torch.device, torch.Size, type(None),
 )  # fmt: skip
@@ -33,8 +35,10 @@ def describe_module(module: torch.nn.Module) -> str:
     try:
         for part in _describe(module, {}):
             digest.update(part.encode() + b"\0")
-    except RecursionError as exc:
-        raise Indescribable(f"{type(module).__name__} is nested too deeply") from exc
+    except Indescribable:
+        raise
+    except Exception as exc:  # looking at attributes may run anything
+        raise Indescribable(f"{type(module).__name__} cannot be looked through: {exc}") from exc
     return digest.hexdigest()
 
 
@@ -63,22 +67,42 @@ def is_plain(value: object) -> bool:
     return isinstance(value, _PLAIN)
 
 
+def tell(value: object) -> str:
+    """What a global is: its content, or which code it is. Raises Indescribable."""
+    if is_plain(value):
+        return repr(value)
+    if isinstance(value, MethodType | functools.partial):
+        raise Indescribable("a bound function does not tell what it is bound to")
+    name = getattr(value, "__qualname__", None)
+    if name is None:
+        raise Indescribable(f"a global {type(value).__qualname__} does not tell what it holds")
+    return f"{_imported_from(value)}.{name}"
+
+
+def _imported_from(value: Any) -> str:
+    """Its module, whatever number the model's own was imported under."""
+    name = str(getattr(value, "__module__", ""))
+    return IMPORTED if name.startswith(IMPORTED) else name
+
+
 def _describe(value: Any, seen: dict[int, int]) -> Iterator[str]:
     """The parts of a description. ``seen`` numbers what was described before, since things refer to each other."""
-    name = type(value).__qualname__
+    name = f"{_imported_from(type(value))}.{type(value).__qualname__}"
     if isinstance(value, _PLAIN):
         yield f"{name} {value!r}"
+    elif id(value) in seen:
+        yield f"again {seen[id(value)]}"
     elif isinstance(value, torch.Tensor):
+        # Numbered too: one weight in two places is one input of the graph.
+        seen[id(value)] = len(seen)
         strides = value.stride() if value.layout is torch.strided else ()
         yield f"{name} {value.dtype} {tuple(value.shape)} {strides} {value.device}"
     elif isinstance(value, np.ndarray):
         yield f"{name} {value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     elif isinstance(value, type | BuiltinFunctionType):
-        yield value.__qualname__
+        yield f"{_imported_from(value)}.{value.__qualname__}"
     elif isinstance(value, ContextVar):  # torch's settings hang on them; they are no part of a model
         yield name
-    elif id(value) in seen:
-        yield f"again {seen[id(value)]}"
     else:
         seen[id(value)] = len(seen)
         yield name
@@ -111,7 +135,11 @@ def _content(value: Any) -> Iterable[object]:
 def _called(value: "FunctionType | MethodType | functools.partial[Any]") -> Iterable[object]:
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [value.__qualname__, value.__code__.co_code, value.__defaults__, value.__kwdefaults__, *cells]
+        code = value.__code__
+        constants = [each for each in code.co_consts if is_plain(each)]
+        return [
+            value.__qualname__, code.co_code, code.co_names, constants, value.__defaults__, value.__kwdefaults__, *cells
+        ]  # fmt: skip
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
     return [value.func, value.args, value.keywords]

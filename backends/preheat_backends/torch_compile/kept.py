@@ -29,7 +29,7 @@ from preheat_backends.torch_compile.fingerprint import (
     describe_module,
     describe_sources,
     digest_of,
-    is_plain,
+    tell,
 )
 from preheat_backends.torch_compile.generated import generated_modules, release, using_bytecode, write_bytecode
 from preheat_backends.torch_programs.program import Arguments
@@ -154,6 +154,8 @@ class KeptGraphs:
             )
         except Indescribable as exc:
             raise CannotKeep(str(exc)) from exc
+        if not self._still_true(record, module):
+            raise CannotKeep("running it changes what it depends on, or that cannot be found again")
         again = KeptNetwork(traced.call, record.inputs, record.outputs, module, [])(arguments)
         if any(not _equal(again[name], output) for name, output in outputs.items()):
             raise CannotKeep("it gives another answer each time")
@@ -256,10 +258,10 @@ def _weight(module: torch.nn.Module, name: str) -> torch.Tensor:
 def _constant(name: str, value: object) -> tuple[str, str, str]:
     """The imported module that a global is found in, empty for the model's own; the rest of its name; its value."""
     found = _GLOBAL.fullmatch(name)
-    if found is None or not is_plain(value):
+    if found is None:
         raise CannotKeep(f"it depends on {name}")
     owner = found[1].replace("_dot_", ".")
-    return "" if owner.startswith(IMPORTED) else owner, found[2], repr(value)
+    return "" if owner.startswith(IMPORTED) else owner, found[2], tell(value)
 
 
 def _value(module: torch.nn.Module, owner: str, rest: str) -> str | None:
@@ -271,7 +273,7 @@ def _value(module: torch.nn.Module, owner: str, rest: str) -> str | None:
         value = eval(f"imported{rest}", {"__builtins__": _LOCALS}, {"imported": imported})  # noqa: S307 - our own files
     except Exception:  # it has no such thing any more
         return None
-    return repr(value) if is_plain(value) else None
+    return tell(value)
 
 
 def _own_code(module: torch.nn.Module) -> ModuleType | None:

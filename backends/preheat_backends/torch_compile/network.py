@@ -26,10 +26,11 @@ from preheat_backends.torch_programs.program import Arguments
 # it (grad mode, autocast, the number of threads) is as the session set it.
 _OF_THE_PROCESS = frozenset({"GLOBAL_STATE", "DEFAULT_DEVICE"})
 
-# Where names of torch's own global variables begin: which version of torch it is, is in the cache's key.
+# What names of torch's own global variables have in them: which version of torch it is, is in the cache's key.
 _OF_TORCH = "G['__import_torch_dot_"
-# Guards that say nothing of a value: what it is made of was guarded on too.
-_OF_A_KIND = frozenset({"DUPLICATE_INPUT", "SEQUENCE_LENGTH", "TYPE_MATCH"})
+_BUILTINS = "G['__builtins_dict__"
+# What code that torch.fx generated has for globals; that code is told whole.
+_GENERATED = "G['___unnamed_scope"
 
 
 class CompiledNetwork:
@@ -104,6 +105,8 @@ class CompiledNetwork:
 
     def close(self) -> None:
         """Have torch forget the graphs."""
+        # torch keeps the compiler for as long as the process lives, and the graph would keep frozen weights.
+        self._compiler.first_graph = None
         release([self._function.__code__], self._compiler.generated)
         self._compiler.generated.clear()
 
@@ -113,7 +116,7 @@ class CompiledNetwork:
         Otherwise none on state of the process. One graph computes as it was compiled to, whatever another model has
         since set, as torch.set_default_dtype does for all threads: compiling again would be slow, and change answers.
         """
-        self._constants |= {guard.name: guard.value for guard in guards if guard.is_global and _is_of_a_value(guard)}
+        self._constants |= {guard.name: guard.value for guard in guards if guard.is_global and _matters(guard)}
         if self.breaks:
             return [True] * len(guards)
         return [guard.guard_type not in _OF_THE_PROCESS for guard in guards]
@@ -156,7 +159,8 @@ def _own_function(module: torch.nn.Module) -> FunctionType:
     )
 
 
-def _is_of_a_value(guard: Any) -> bool:
-    """Whether a guard is on a value that the graph was made for, and not on which code was called."""
-    of_code = callable(guard.value) or isinstance(guard.value, ModuleType)
-    return guard.guard_type not in _OF_A_KIND and not of_code and not guard.name.startswith(_OF_TORCH)
+def _matters(guard: Any) -> bool:
+    """Whether a guard on a global is on what may be another in another process: a value, or which code is called."""
+    known = any(place in guard.name for place in (_OF_TORCH, _BUILTINS, _GENERATED))
+    named = known or isinstance(guard.value, ModuleType)
+    return not named and guard.guard_type != "DUPLICATE_INPUT"
