@@ -47,6 +47,12 @@ CLASS_ATTRIBUTE = """
     def forward(self, x):
         return x * self.factor
 """
+DEFAULT = """
+    import os
+
+    def forward(self, x, factor=float(os.environ["FACTOR"])):
+        return x * factor
+"""
 RANDOM = """
     def forward(self, x):
         return self.layer(x) + torch.rand_like(x)
@@ -146,11 +152,11 @@ def test_an_exported_program_is_found_again(tmp_path: Path) -> None:
         assert second.traced == 0
 
 
-@pytest.mark.parametrize("where", ["attribute", "class", "global"])
+@pytest.mark.parametrize("where", ["attribute", "class", "default", "global"])
 def test_a_network_that_was_built_otherwise_is_traced_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    forward = {"attribute": FROM_ENVIRONMENT, "class": CLASS_ATTRIBUTE, "global": GLOBAL_CONSTANT}
+    forward = {"attribute": FROM_ENVIRONMENT, "class": CLASS_ATTRIBUTE, "default": DEFAULT, "global": GLOBAL_CONSTANT}
     save_network(tmp_path, forward[where])
     model = tmp_path / "1" / "model.py"
     if where == "global":

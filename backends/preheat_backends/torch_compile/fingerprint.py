@@ -31,7 +31,7 @@ def describe_module(module: torch.nn.Module) -> str:
     Equal for two modules that the same code built from the same settings, in whatever process and under whatever name
     the code was imported. Raises Indescribable.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_settings().encode())
     try:
         for part in _describe(module, {}):
             digest.update(part.encode() + b"\0")
@@ -40,6 +40,18 @@ def describe_module(module: torch.nn.Module) -> str:
     except Exception as exc:  # looking at attributes may run anything
         raise Indescribable(f"{type(module).__name__} cannot be looked through: {exc}") from exc
     return digest.hexdigest()
+
+
+def _settings() -> str:
+    """What tracing takes from the process, which another model may have set."""
+    return repr(
+        (
+            torch.get_default_dtype(),
+            str(torch.get_default_device()),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
+    )
 
 
 def describe_sources(traced: Iterable[CodeType], artifact: Path) -> Mapping[str, str]:
@@ -148,9 +160,15 @@ def _called(value: "FunctionType | MethodType | functools.partial[Any]") -> Iter
 def _attributes(value: object) -> list[object]:
     classes = type(value).__mro__
     slots = [name for owner in classes for name in _slots(owner) if hasattr(value, name)]
-    # What a class has may be computed when its file is imported. Of torch's own the version is known.
+    # What a class has may be computed when its file is imported: constants, defaults, closures. Of torch's own the
+    # version is known.
     own = [owner for owner in classes if owner.__module__.partition(".")[0] != "torch"]
-    shared = [name for owner in own for name, held in vars(owner).items() if name[:2] != "__" and is_plain(held)]
+    shared = [
+        name
+        for owner in own
+        for name, held in vars(owner).items()
+        if name[:2] != "__" and (is_plain(held) or isinstance(held, FunctionType | staticmethod))
+    ]
     names = sorted({*getattr(value, "__dict__", {}), *slots, *shared} - {"__dict__", "__weakref__"})
     return [part for name in names for part in (name, getattr(value, name))]
 

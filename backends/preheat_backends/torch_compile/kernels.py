@@ -32,8 +32,9 @@ static inline void call_without_lock(Function function, Arguments... arguments) 
 def release_lock_in_kernels() -> None:
     """Have kernels that are compiled from now on run without the interpreter's lock. Idempotent."""
     bindings = CppPythonBindingsCodeCache
-    if bindings.call_entry_function == _BEFORE and not bindings.extra_parse_arg:
-        bindings.call_entry_function = _AFTER
+    if bindings.call_entry_function == _BEFORE and bindings.extra_parse_arg in ("", _CALL):
+        # In this order: another thread that finds the second one done may compile at once.
         bindings.extra_parse_arg = _CALL
+        bindings.call_entry_function = _AFTER
     elif bindings.call_entry_function != _AFTER:
         log.warning("this torch binds kernels in another way than is known: they will hold the interpreter's lock")
