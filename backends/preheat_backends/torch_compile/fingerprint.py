@@ -97,16 +97,19 @@ def _imported_from(value: Any) -> str:
     return IMPORTED if name.startswith(IMPORTED) else name
 
 
-def _describe(value: Any, seen: dict[int, int]) -> Iterator[str]:
-    """The parts of a description. ``seen`` numbers what was described before, since things refer to each other."""
+def _describe(value: Any, seen: dict[int, tuple[int, object]]) -> Iterator[str]:
+    """The parts of a description. ``seen`` numbers what was described before, since things refer to each other.
+
+    It holds them too: another object must not come to lie where one was.
+    """
     name = f"{_imported_from(type(value))}.{type(value).__qualname__}"
     if isinstance(value, _PLAIN):
         yield f"{name} {value!r}"
     elif id(value) in seen:
-        yield f"again {seen[id(value)]}"
+        yield f"again {seen[id(value)][0]}"
     elif isinstance(value, torch.Tensor):
         # Numbered too: one weight in two places is one input of the graph.
-        seen[id(value)] = len(seen)
+        seen[id(value)] = (len(seen), value)
         strides = value.stride() if value.layout is torch.strided else ()
         yield f"{name} {value.dtype} {tuple(value.shape)} {strides} {value.device}"
     elif isinstance(value, np.ndarray):
@@ -116,7 +119,7 @@ def _describe(value: Any, seen: dict[int, int]) -> Iterator[str]:
     elif isinstance(value, ContextVar):  # torch's settings hang on them; they are no part of a model
         yield name
     else:
-        seen[id(value)] = len(seen)
+        seen[id(value)] = (len(seen), value)
         yield name
         for part in _content(value):
             yield from _describe(part, seen)
