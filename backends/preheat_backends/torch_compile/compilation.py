@@ -19,7 +19,7 @@ from preheat.backend import ModelSource, Signature
 from preheat.errors import ExecutionFailed
 from preheat_backends.torch_compile.fingerprint import Indescribable
 from preheat_backends.torch_compile.frames import report_given_up, watch
-from preheat_backends.torch_compile.kept import KeptGraphs, KeptNetwork, Picked
+from preheat_backends.torch_compile.kept import KeptGraphs, KeptNetwork, Picked, Run
 from preheat_backends.torch_compile.kernels import release_lock_in_kernels
 from preheat_backends.torch_compile.network import CompiledNetwork
 from preheat_backends.torch_compile.options import Recipe
@@ -80,6 +80,14 @@ class CompiledProgram(Wrapped):
             raise
         report_given_up()
         return result
+
+    def call_eagerly(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """As the other; whatever the network does to itself, graphs found later are held against."""
+        try:
+            return super().call_eagerly(inputs)
+        finally:
+            if self._kept is not None:
+                self._kept.look_again()
 
     def pick(self, result: object) -> Mapping[str, torch.Tensor]:
         """As the other, in what was traced."""
@@ -167,7 +175,8 @@ class CompiledProgram(Wrapped):
         try:
             traced = network.take_traced()
             if self._kept is not None and before is not None:
-                self._kept.keep(variant, self.module, before, traced, arguments, super().pick(result))
+                run = Run(before, arguments, super().pick(result))
+                self._kept.keep(variant, self.module, traced, run)
         except Exception as exc:
             self._cannot_keep(exc)
 

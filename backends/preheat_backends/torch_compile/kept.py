@@ -9,8 +9,6 @@ kept only if it is the whole network, and was seen to give the answers that trac
 import hashlib
 import json
 import logging
-import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,18 +27,20 @@ from preheat_backends.torch_compile.fingerprint import (
     describe_module,
     describe_sources,
     digest_of,
-    tell,
 )
 from preheat_backends.torch_compile.generated import generated_modules, release, using_bytecode, write_bytecode
+from preheat_backends.torch_compile.names import (
+    Argument,
+    Constant,
+    Unnamed,
+    argument_named,
+    constant_named,
+    holds,
+    weight_named,
+)
 from preheat_backends.torch_programs.program import Arguments
-from preheat_backends.torch_programs.python_module import IMPORTED
 
-# An input's name as dynamo has it, and a global's: how to get at it from a call's locals, and from an imported module.
-_ARGUMENT = re.compile(r"L\['(args|kwargs)'\]\[('?)(\w+)\2\]")
-_GLOBAL = re.compile(r"G\['__import_(\w+)'\](.*)")
 log = logging.getLogger(__name__)
-
-_LOCALS = {"getattr": getattr, "list": list, "dict": dict, "tuple": tuple, "type": type}
 
 
 class CannotKeep(Exception):
@@ -69,6 +69,15 @@ class Traced:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """The run that traced it: what described the module ``before``, and what it was given and gave."""
+
+    before: str
+    arguments: Arguments
+    outputs: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class _Record:
     """What is written beside a graph. ``outputs`` says which of the graph's each of the signature's is.
 
@@ -79,7 +88,7 @@ class _Record:
     outputs: Mapping[str, int]
     module: str
     sources: Mapping[str, str]
-    constants: Sequence[tuple[str, str, str]]
+    constants: Sequence[Constant]
 
 
 class KeptGraphs:
@@ -107,71 +116,64 @@ class KeptGraphs:
         Reports it as a compilation.
         """
         path = self._path(variant)
+        known = generated_modules()
         try:
             told = json.loads(path.with_suffix(".json").read_text())
-            record = _Record(**told)
+            record = _Record(**{**told, "constants": [Constant(*each) for each in told["constants"]]})
             if not self._still_true(record, module):
+                log.info("%s: what the kept graph depends on has changed, it is traced", what)
                 return None
             started_s = time.perf_counter()
             with caching_in(self._cache, complete=False), using_bytecode():
-                before, known = count_binaries(self._cache), generated_modules()
+                before = count_binaries(self._cache)
                 call = _deserialize(path.with_suffix(".graph").read_bytes())
                 cached = count_binaries(self._cache) == before
-            generated = [each for each in generated_modules() if each not in known]
-            network = KeptNetwork(call, record.inputs, record.outputs, module, generated)
+            network = KeptNetwork(call, record, module, _new(known))
         except FileNotFoundError:
             return None
         except Exception as exc:  # whatever is in the file, or torch's way of reading it: it can be made again
             log.warning("%s: a kept graph cannot be used, it is traced: %s", what, exc)
+            release([], _new(known))
             return None
         seconds = time.perf_counter() - started_s
         report_compilation(Compilation(CompilationKind.GRAPH, what, seconds=seconds, cached=cached))
         return network
 
-    def keep(
-        self,
-        variant: object,
-        module: torch.nn.Module,
-        before: str,
-        traced: Traced,
-        arguments: Arguments,
-        outputs: Mapping[str, torch.Tensor],
-    ) -> None:
-        """Write down what tracing found. ``before`` describes the module before it ran, ``outputs`` are what it gave.
-
-        Raises CannotKeep, and OSError.
-        """
+    def look_again(self) -> None:
+        """The module may have changed: what :meth:`describe` said of it is not true any more."""
         self._description = None
+
+    def keep(self, variant: object, module: torch.nn.Module, traced: Traced, run: Run) -> None:
+        """Write down what tracing found in ``run``. Raises CannotKeep, and OSError."""
+        self.look_again()
+        if self.describe(module) != run.before:
+            raise CannotKeep("running it changes it")
         try:
-            if self.describe(module) != before:
-                raise CannotKeep("running it changes it")
-            record = _Record(
-                inputs=traced.inputs,
-                outputs={name: _place(name, output, traced.outputs) for name, output in outputs.items()},
-                module=before,
-                sources=describe_sources(traced.code, self._artifact),
-                constants=[_constant(name, value) for name, value in traced.constants.items()],
-            )
-        except Indescribable as exc:
+            record = self._record(traced, run)
+            if not self._still_true(record, module):
+                raise CannotKeep("running it changes what it depends on, or that cannot be found again")
+        except (Indescribable, Unnamed) as exc:
             raise CannotKeep(str(exc)) from exc
-        if not self._still_true(record, module):
-            raise CannotKeep("running it changes what it depends on, or that cannot be found again")
-        again = KeptNetwork(traced.call, record.inputs, record.outputs, module, [])(arguments)
-        if any(not _equal(again[name], output) for name, output in outputs.items()):
+        again = KeptNetwork(traced.call, record, module, [])(run.arguments)
+        if any(not _equal(again[name], output) for name, output in run.outputs.items()):
             raise CannotKeep("it gives another answer each time")
-        if getattr(traced.call, "serialize", None) is None:
-            raise CannotKeep("torch cannot write down graphs of its kind")
-        try:
-            data = BundledAOTAutogradSerializableCallable.serialize_compile_artifacts(
-                BundledAOTAutogradSerializableCallable(traced.call)
-            )
-        except Exception as exc:  # whatever pickle meets in there
-            raise CannotKeep(f"torch cannot write it down: {exc}") from exc
+        data = _serialize(traced.call)
+        write_bytecode(traced.generated)
         path = self._path(variant)
         path.parent.mkdir(exist_ok=True)
-        write_bytecode(traced.generated)
+        # What is there speaks of another graph, and is not to be found beside this one should the disk be full.
+        path.with_suffix(".json").unlink(missing_ok=True)
         path.with_suffix(".graph").write_bytes(data)
         path.with_suffix(".json").write_text(json.dumps(asdict(record)))
+
+    def _record(self, traced: Traced, run: Run) -> _Record:
+        return _Record(
+            inputs=traced.inputs,
+            outputs={name: _place(name, output, traced.outputs) for name, output in run.outputs.items()},
+            module=run.before,
+            sources=describe_sources(traced.code, self._artifact),
+            constants=[constant_named(name, value) for name, value in traced.constants.items()],
+        )
 
     def _path(self, variant: object) -> Path:
         return self._folder / hashlib.sha256(repr(variant).encode()).hexdigest()[:32]
@@ -179,55 +181,71 @@ class KeptGraphs:
     def _still_true(self, record: _Record, module: torch.nn.Module) -> bool:
         return (
             all(digest_of(Path(name)) == digest for name, digest in record.sources.items())
-            and all(_value(module, owner, rest) == value for owner, rest, value in record.constants)
+            and all(holds(constant, module) for constant in record.constants)
             and self.describe(module) == record.module
         )
 
 
 class KeptNetwork:
-    """A graph that stands for a whole network. Several threads may call it.
-
-    ``inputs`` are what it takes, by dynamo's names; ``outputs`` says which of its own each of the signature's is.
-    """
+    """A graph that stands for a whole network. Several threads may call it, until it is closed."""
 
     def __init__(
         self,
         call: Callable[..., Sequence[torch.Tensor]],
-        inputs: Sequence[str],
-        outputs: Mapping[str, int],
+        record: _Record,
         module: torch.nn.Module,
         generated: Sequence[ModuleType],
     ) -> None:
-        """Raises CannotKeep where an input cannot be had."""
-        self._call = call
-        self._outputs = outputs
+        """``generated`` are the modules it brought along. Raises Unnamed where an input cannot be had."""
+        self._call: Callable[..., Sequence[torch.Tensor]] | None = call
+        self._outputs = record.outputs
         self._generated = generated
-        self._inputs: list[torch.Tensor | None] = [None] * len(inputs)
-        self._positions: list[tuple[int, str, str]] = []
-        for index, name in enumerate(inputs):
-            argument = _ARGUMENT.fullmatch(name)
+        self._inputs: list[torch.Tensor | None] = [None] * len(record.inputs)
+        self._positions: list[tuple[int, Argument]] = []
+        for index, name in enumerate(record.inputs):
+            argument = argument_named(name)
             if argument:
-                self._positions.append((index, argument[1], argument[3]))
+                self._positions.append((index, argument))
             else:
-                self._inputs[index] = _weight(module, name)
+                self._inputs[index] = weight_named(name, module)
 
     def __call__(self, arguments: Arguments) -> Picked:
         """Run it."""
+        assert self._call is not None, "called after close"  # noqa: S101 - for the type checker
         inputs = list(self._inputs)
-        for index, kind, name in self._positions:
+        for index, (kind, name) in self._positions:
             value = arguments.keyword[name] if kind == "kwargs" else arguments.positional[int(name)]
             inputs[index] = value.contiguous()
         results = self._call(*inputs)
         return Picked({name: results[index] for name, index in self._outputs.items()})
 
     def close(self) -> None:
-        """Have torch forget the modules that were generated for it."""
+        """Let go of the weights, and have torch forget the modules that were generated for it."""
         release([], self._generated)
+        self._call = None
         self._inputs.clear()
+
+
+def _new(known: Sequence[ModuleType]) -> list[ModuleType]:
+    """The modules that inductor has generated and loaded since there were ``known``."""
+    return [each for each in generated_modules() if each not in known]
+
+
+def _serialize(call: Callable[..., Sequence[torch.Tensor]]) -> bytes:
+    if getattr(call, "serialize", None) is None:
+        raise CannotKeep("torch cannot write down graphs of its kind")
+    try:
+        data: bytes = BundledAOTAutogradSerializableCallable.serialize_compile_artifacts(
+            BundledAOTAutogradSerializableCallable(call)
+        )
+    except Exception as exc:  # whatever pickle meets in there
+        raise CannotKeep(f"torch cannot write it down: {exc}") from exc
+    return data
 
 
 def _deserialize(data: bytes) -> Callable[..., Sequence[torch.Tensor]]:
     inductor: Any = torch._inductor.config  # to the type checker, it has no patch()
+    # The graph was compiled for inference, but torch reads it back only where this is on.
     with inductor.patch(enable_autograd_for_aot=True):
         call: Callable[..., Sequence[torch.Tensor]] = (
             BundledAOTAutogradSerializableCallable.deserialize_compile_artifacts(data)
@@ -240,45 +258,6 @@ def _place(name: str, output: torch.Tensor, outputs: Sequence[torch.Tensor]) -> 
         if each is output:
             return index
     raise CannotKeep(f"output {name!r} is not computed by the graph")
-
-
-def _weight(module: torch.nn.Module, name: str) -> torch.Tensor:
-    """What dynamo calls ``name``, among what ``module`` is made of."""
-    if not name.startswith("L['module']"):
-        raise CannotKeep(f"an input is {name}")
-    try:
-        value = eval(name, {"__builtins__": _LOCALS}, {"L": {"module": module}})  # noqa: S307 - from our own files
-    except Exception as exc:
-        raise CannotKeep(f"an input is {name}") from exc
-    if not isinstance(value, torch.Tensor):
-        raise CannotKeep(f"an input is {name}, a {type(value).__name__}")
-    return value
-
-
-def _constant(name: str, value: object) -> tuple[str, str, str]:
-    """The imported module that a global is found in, empty for the model's own; the rest of its name; its value."""
-    found = _GLOBAL.fullmatch(name)
-    if found is None:
-        raise CannotKeep(f"it depends on {name}")
-    owner = found[1].replace("_dot_", ".")
-    return "" if owner.startswith(IMPORTED) else owner, found[2], tell(value)
-
-
-def _value(module: torch.nn.Module, owner: str, rest: str) -> str | None:
-    """The value that a global has now."""
-    imported = sys.modules.get(owner) if owner else _own_code(module)
-    if imported is None:
-        return None
-    try:
-        value = eval(f"imported{rest}", {"__builtins__": _LOCALS}, {"imported": imported})  # noqa: S307 - our own files
-    except Exception:  # it has no such thing any more
-        return None
-    return tell(value)
-
-
-def _own_code(module: torch.nn.Module) -> ModuleType | None:
-    names = {type(submodule).__module__ for submodule in module.modules()}
-    return next((sys.modules.get(name) for name in names if name.startswith(IMPORTED)), None)
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -58,6 +58,16 @@ class Entry:
         self._manifest = manifest
         self._stored = stored
 
+    @property
+    def grown(self) -> bool:
+        """Whether the folder has files that were not restored to it. False if it cannot be read."""
+        if self.path is None or self._manifest is None:
+            return False
+        try:
+            return storage.adds(self._manifest, self.path, worth=self._claim.worth)
+        except OSError:
+            return False
+
     def store(self, record: Mapping[str, Any]) -> None:
         """Keep what is in the folder, with ``record``, and let others have it. Call it once the model is warm.
 

@@ -103,6 +103,12 @@ def holds(manifest: Manifest, source: Path, *, worth: Worth) -> bool:
     return all(files.digest(source / each.path).sha256 == each.sha256 for each in manifest.files)
 
 
+def adds(manifest: Manifest, source: Path, *, worth: Worth) -> bool:
+    """Whether ``source`` has files that ``manifest`` does not name. Raises OSError."""
+    known = {each.path for each in manifest.files}
+    return any(path not in known for path in filter(worth, files.read_tree(source).files))
+
+
 def touch(slot: Slot) -> None:
     """The entry was used now. Raises OSError."""
     os.utime(slot.manifest_path)

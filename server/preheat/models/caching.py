@@ -48,7 +48,7 @@ class CachedSources:
             return
         built = any(not each.cached for report in reports for step in report.steps for each in step.built)
         for entry in self.entries:
-            if entry.warm and not built:
+            if entry.warm and not built and not entry.grown:
                 continue
             record = {"model": source.name, "version": source.version, "seconds": seconds, "steps": _steps(reports)}
             entry.store({**record, **entry.record})

@@ -73,6 +73,25 @@ def test_each_device_has_a_folder_of_its_own_and_finds_it_again(cache: CompileCa
     again.close()
 
 
+def test_what_a_later_load_adds_is_kept_too_though_it_compiled_nothing(
+    cache: CompileCache, source: ModelSource
+) -> None:
+    cached = open_cached(cache, CompilingBackend(), [source], SIGNATURE)
+    fill(cached)
+    again = open_cached(cache, CompilingBackend(), [source], SIGNATURE)
+    (path,) = [each.cache_path for each in again.sources]
+    assert path is not None
+    (path / "graph").write_text("found while tracing")
+    again.store([WarmupReport()], 0.1)
+    again.close()
+    third = open_cached(cache, CompilingBackend(), [source], SIGNATURE)
+    (path,) = [each.cache_path for each in third.sources]
+    assert path is not None
+    assert {each.name for each in path.iterdir()} == {"code", "graph"}
+    assert third.record["seconds"] == 2.0
+    third.close()
+
+
 def test_an_artifact_that_changes_while_it_is_loaded_is_not_stored(
     cache: CompileCache, source: ModelSource, caplog: pytest.LogCaptureFixture
 ) -> None:
