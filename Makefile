@@ -1,7 +1,7 @@
 # Everything a developer or CI does, by the names that CONTRIBUTING.md uses. Needs make and Python 3.11 or newer.
 
 PYTHON ?= python3
-# Extra arguments for what `serve`, `test`, `wheel-test` and `loadtest` run: make test ARGS="-k batching"
+# Extra arguments for what `serve`, `test`, `wheel-test`, `loadtest` and `bench` run: make test ARGS="-k batching"
 ARGS ?=
 
 VENV := .venv
@@ -10,7 +10,7 @@ MODEL_REPOSITORY := model_repo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup models serve test test-units test-e2e wheel-test-units wheel-test-e2e wheel-environment check loadtest proto wheel wheel-test clean
+.PHONY: help setup models serve test test-units test-e2e test-native wheel-test-units wheel-test-e2e wheel-environment check loadtest bench proto wheel wheel-test clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-19s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,10 +27,13 @@ models: setup ## Write the large files of the example models into model_repo
 serve: setup models ## Serve model_repo
 	$(VENV)/bin/preheat serve $(MODEL_REPOSITORY) $(ARGS)
 
-test: test-units test-e2e ## Run the tests against the checkout; with -j2, both halves at a time
+test: test-units test-e2e test-native ## Run the tests against the checkout; with -j2, two parts at a time
 
 test-units: setup models ## Run the tests but those that start a server and talk to it as a client
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-native: setup models ## Run the tests of the protocol against the native transport
+	TEST_TRANSPORT=native $(VENV)/bin/python -m pytest tests/e2e $(ARGS) -m protocol
 
 # In a process of its own: see tests/conftest.py.
 test-e2e: setup models ## Run the tests that start a server and talk to it as a client
@@ -45,6 +48,9 @@ check: setup ## Run the linters and type checks
 
 loadtest: setup ## Load-test a running server, as loadtests/README.md says: ARGS="--model identity"
 	$(VENV)/bin/locust -f loadtests/locustfile.py $(ARGS)
+
+bench: setup models ## Measure the request path, into docs/benchmarks; see benchmarks/suite.py for what it needs
+	$(VENV)/bin/python -m benchmarks.suite $(ARGS)
 
 proto: setup ## Generate the protocol's Python code from protos
 	$(VENV)/bin/python protos/generate.py

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 from preheat import __version__
 from preheat.cache import CompileCache, open_cache
@@ -28,7 +29,8 @@ from preheat.telemetry.log_lines import log_event
 from preheat.telemetry.machine import MachineCollector
 from preheat.telemetry.metrics import MetricsServer, StatisticsCollector
 from preheat.telemetry.statistics import Statistics
-from preheat.transport.grpcio import GrpcioTransport
+from preheat.transport.choice import make_transport
+from preheat.transport.listening import Listening, Tls
 
 log = logging.getLogger("preheat")
 
@@ -61,7 +63,9 @@ class Server:
         self._engine = Engine(
             self._registry, self._manager, self._statistics, name=settings.id, explicit_control=explicit
         )
-        self._transport = GrpcioTransport(self._engine, host=settings.host, port=settings.grpc_port)
+        self._transport = make_transport(
+            self._engine, _listening(settings), wanted=settings.transport, trusted=settings.trusted_network
+        )
         # Every model is declared before a client can ask, so that none is unknown and the server is not ready.
         self._found = scan(settings.repositories)
         self._jobs: list[Job] = self._manager.declare(_wanted(settings, self._found))
@@ -164,6 +168,32 @@ def _make_loader(settings: Settings, cache: CompileCache | None, observer: Obser
         cache=cache,
         precompiler=None if cache is None else Precompiler([*options, "--log-level", settings.log_level]),
     )
+
+
+def _listening(settings: Settings) -> Listening:
+    return Listening(
+        host=settings.host,
+        port=settings.grpc_port,
+        max_message_bytes=settings.max_message_bytes,
+        max_concurrent_streams=settings.max_concurrent_streams,
+        keepalive_s=settings.keepalive_seconds,
+        keepalive_timeout_s=settings.keepalive_timeout_seconds,
+        max_connection_age_s=settings.max_connection_age_seconds,
+        compression=settings.response_compression,
+        tls=_tls(settings),
+    )
+
+
+def _tls(settings: Settings) -> Tls | None:
+    """Raises InvalidSetting for half a certificate."""
+    certificate, key, authorities = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+    if not certificate and not key:
+        if authorities:
+            raise InvalidSetting("--tls-client-ca: needs --tls-certificate and --tls-key")
+        return None
+    if not (certificate and key):
+        raise InvalidSetting("--tls-certificate and --tls-key: the one needs the other")
+    return Tls(Path(certificate), Path(key), Path(authorities) if authorities else None)
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from preheat.errors import InvalidConfig, ServingError
+from preheat.memory.staging import allocate_aligned
 from preheat.parameters import parse_parameters
-from preheat.tensors import DataType, Tensors
+from preheat.tensors import Array, DataType, Tensors
 
 T = TypeVar("T")
 
@@ -218,6 +219,13 @@ class Session:
 
 class TensorSession(Session, ABC):
     """A session for which the server collates, pads and splits."""
+
+    def allocate(self, size: int) -> Array:
+        """Make room for ``size`` bytes of input, as an array of uint8 that begins at a multiple of 64.
+
+        The server keeps it, and puts batch after batch there: a session may have memory that its device reads faster.
+        """
+        return allocate_aligned(size)
 
     @abstractmethod
     def infer(self, inputs: Tensors) -> Tensors:

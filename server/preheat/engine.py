@@ -57,6 +57,11 @@ class Ticket:
     handle: Handle
     pending: Pending
 
+    @property
+    def answered(self) -> bool:
+        """Whether the reply has been given, or is being given."""
+        return self.pending.answered
+
     def cancel(self) -> None:
         """The caller has left. The reply is given RequestCancelled unless it was already given. Any thread."""
         self.handle.cancel(self.pending)

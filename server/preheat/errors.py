@@ -15,6 +15,10 @@ class InvalidRequest(ServingError):
     """The request contradicts the protocol or the model's signature. Sending it again cannot help."""
 
 
+class MessageTooLarge(ServingError):
+    """The message has more bytes than the server takes."""
+
+
 class ModelNotFound(ServingError):
     """No such model, no such version, or no version that is available."""
 

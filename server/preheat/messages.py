@@ -1,9 +1,12 @@
-"""What crosses between a transport and the engine: requests, answers and metadata, free of any wire format."""
+"""What crosses between a transport and the engine: requests, answers and metadata, free of any wire format.
+
+What is made for every request is a NamedTuple, at a third of what a frozen dataclass costs.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from preheat.tensors import Array, Buffer, DataType
 
@@ -11,8 +14,7 @@ Parameter: TypeAlias = bool | int | float | str
 NO_PARAMETERS: Mapping[str, Parameter] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class InputTensor:
+class InputTensor(NamedTuple):
     """An input as the client sent it, not yet held against a signature.
 
     ``data`` is the raw payload in the binary tensor format (see :func:`preheat.tensors.from_raw`), or a flat array
@@ -25,12 +27,18 @@ class InputTensor:
     data: Buffer | Array
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
+class Kind:
+    """What requests have in common that differ in nothing but id, deadline and the bytes of raw inputs; by identity."""
+
+    __slots__ = ()
+
+
+class InferRequest(NamedTuple):
     """One inference request, decoded but not yet held against a model's signature.
 
     Empty ``version``: the newest that is READY. Empty ``requested_outputs``: all of them. ``deadline_s`` is on the
-    clock of ``time.monotonic``. ``payload_bytes`` is what the request's tensors hold in memory while it lives.
+    clock of ``time.monotonic``. ``payload_bytes`` is what the request's tensors hold in memory while it lives. ``kind``
+    None: it is not known whether there was one like it before.
     """
 
     model: str
@@ -38,13 +46,13 @@ class InferRequest:
     id: str
     inputs: tuple[InputTensor, ...]
     requested_outputs: tuple[str, ...] = ()
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = NO_PARAMETERS
     deadline_s: float | None = None
     payload_bytes: int = 0
+    kind: Kind | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
+class OutputTensor(NamedTuple):
     """One output of an answer."""
 
     name: str
@@ -52,15 +60,14 @@ class OutputTensor:
     array: Array
 
 
-@dataclass(frozen=True, slots=True)
-class InferResponse:
+class InferResponse(NamedTuple):
     """One answer: ``version`` is the version that computed it, also when the request named none."""
 
     model: str
     version: str
     id: str
     outputs: tuple[OutputTensor, ...]
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = NO_PARAMETERS
 
 
 @dataclass(frozen=True, slots=True)

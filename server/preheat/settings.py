@@ -10,6 +10,10 @@ from typing import Any
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 CONTROL_MODES = ("none", "explicit")
+TRANSPORTS = ("grpcio", "native", "auto")
+COMPRESSIONS = ("none", "deflate", "gzip")
+# A protobuf message, and so a gRPC message, cannot be larger.
+_MAX_MESSAGE_BYTES = 2**31 - 1
 _MAX_SECONDS = 86400.0
 ENVIRONMENT_PREFIX = "PREHEAT_"
 
@@ -43,10 +47,30 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _control_mode(text: str) -> str:
-    if text not in CONTROL_MODES:
-        raise ValueError(f"must be one of {', '.join(CONTROL_MODES)}")
-    return text
+def _positive_seconds(text: str) -> float:
+    value = _seconds(text)
+    if not value:
+        raise ValueError("must be more than 0 seconds")
+    return value
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    return _one_of("true", "false")(text) == "true"
+
+
+def _message_bytes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MAX_MESSAGE_BYTES:
+        raise ValueError(f"must be bytes, from 1 to {_MAX_MESSAGE_BYTES}")
+    return int(text)
 
 
 def _names(text: str) -> str:
@@ -54,12 +78,6 @@ def _names(text: str) -> str:
     if text and not all(names):
         raise ValueError("must be names separated by commas")
     return ",".join(names)
-
-
-def _level(text: str) -> str:
-    if text not in LOG_LEVELS:
-        raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
-    return text
 
 
 def _text(text: str) -> str:
@@ -83,10 +101,47 @@ class Settings:
     host: str = _setting("127.0.0.1", _text, "address to listen on, for gRPC and for metrics")
     grpc_port: int = _setting(8001, _port, "port for gRPC; 0 takes a free one and logs it")
     metrics_port: int = _setting(8002, _port, "port for Prometheus metrics; 0 takes a free one and logs it")
+    transport: str = _setting(
+        "auto",
+        _one_of(*TRANSPORTS),
+        "grpcio: complete; native: several times the small requests a second, for trusted networks, needs "
+        "preheat[native]; auto: native if it can do what is asked and --trusted-network is true, else grpcio",
+    )
+    trusted_network: bool = _setting(
+        False,  # noqa: FBT003 - it is the value
+        _switch,
+        "true: nobody hostile can reach the server, so the native transport may serve; false: it may on addresses of "
+        "this machine and of private networks, if --transport asks for it",
+    )
+    max_message_bytes: int = _setting(_MAX_MESSAGE_BYTES, _message_bytes, "how large a request may be")
+    max_concurrent_streams: int | None = _setting(
+        None, _count, "how many calls a connection may have at once; None leaves it to the transport"
+    )
+    keepalive_seconds: float = _setting(
+        60.0, _positive_seconds, "how long a connection may be silent before it is asked whether it lives"
+    )
+    keepalive_timeout_seconds: float = _setting(
+        20.0, _positive_seconds, "how long a connection that was asked has to answer; then it is closed"
+    )
+    max_connection_age_seconds: float | None = _setting(
+        None,
+        _positive_seconds,
+        "after how long clients are told to connect anew, so that balancers can spread them; None: never; grpcio only",
+    )
+    response_compression: str = _setting(
+        "none", _one_of(*COMPRESSIONS), f"how answers are compressed: {', '.join(COMPRESSIONS)}; grpcio only"
+    )
+    tls_certificate: str = _setting(
+        "", _text, "file with the server's certificate chain, in PEM: serve with TLS; needs --tls-key; grpcio only"
+    )
+    tls_key: str = _setting("", _text, "file with the private key of --tls-certificate, in PEM")
+    tls_client_ca: str = _setting(
+        "", _text, "file with certificates, in PEM: clients must show one that is signed by one of these"
+    )
     id: str = _setting("preheat", _text, "the server's name in its metadata")
     model_control_mode: str = _setting(
         "none",
-        _control_mode,
+        _one_of(*CONTROL_MODES),
         "none: load every model once, at the start; explicit: load --load-models, and what clients ask for by RPC",
     )
     load_models: str = _setting(
@@ -118,7 +173,7 @@ class Settings:
         _seconds,
         "on SIGTERM, how long accepted requests may take before they get an error",
     )
-    log_level: str = _setting("info", _level, f"what to log: {', '.join(LOG_LEVELS)}")
+    log_level: str = _setting("info", _one_of(*LOG_LEVELS), f"what to log: {', '.join(LOG_LEVELS)}")
 
 
 def option_fields() -> list["dataclasses.Field[Any]"]:

@@ -83,12 +83,13 @@ def zeros(datatype: DataType, shape: tuple[int, ...]) -> Array:
     return np.zeros(shape, datatype.numpy)
 
 
-def from_raw(datatype: DataType, shape: tuple[int, ...], data: Buffer) -> Array:
+def view_raw(datatype: DataType, shape: tuple[int, ...], data: Buffer) -> Array:
     """View ``data``, in the binary tensor format, as an array of ``shape``.
 
     The format is row-major and little-endian without padding; a BYTES element is its length as 4 bytes followed by that
-    many bytes (KServe v2, "Raw Tensor Contents"). The result is a read-only view where the bytes are aligned for their
-    type, a copy otherwise. Raises ValueError when ``data`` does not hold exactly the elements of ``shape``.
+    many bytes (KServe v2, "Raw Tensor Contents"). The result is read-only, and lies where ``data`` does, which need not
+    be where its type may lie; BYTES are copied. Raises ValueError when ``data`` does not hold exactly the elements of
+    ``shape``.
     """
     if datatype is DataType.BYTES:
         return _split_elements(data, math.prod(shape)).reshape(shape)
@@ -98,7 +99,12 @@ def from_raw(datatype: DataType, shape: tuple[int, ...], data: Buffer) -> Array:
     if datatype is DataType.BOOL and len(data) and np.frombuffer(data, np.uint8).max() > 1:
         # An engine may take a byte for a count: ONNX Runtime sizes buffers by the sum of such a mask.
         raise ValueError("a BOOL must be 0 or 1")
-    array = np.frombuffer(data, datatype.numpy).reshape(shape)
+    return np.frombuffer(data, datatype.numpy).reshape(shape)
+
+
+def from_raw(datatype: DataType, shape: tuple[int, ...], data: Buffer) -> Array:
+    """As :func:`view_raw`, but a copy where the bytes do not lie as their type has to."""
+    array = view_raw(datatype, shape, data)
     return array if array.flags.aligned else array.copy()
 
 
@@ -123,14 +129,23 @@ def _split_elements(data: Buffer, count: int) -> Array:
 
 
 def raw_size(array: Array) -> int:
-    """How many bytes :func:`to_raw` makes of ``array``."""
+    """How many bytes :func:`to_buffer` makes of ``array``."""
     if array.dtype.kind != "O":
         return array.nbytes
     return sum(_LENGTH.size + len(element) for element in array.flat)
 
 
-def to_raw(array: Array) -> bytes:
-    """The binary tensor format of ``array``: the inverse of :func:`from_raw`."""
+def to_buffer(array: Array) -> bytes | memoryview:
+    """The binary tensor format of ``array``, the inverse of :func:`from_raw`: a view of it where it lies in that order.
+
+    An array that does not, or of BYTES, is copied.
+    """
     if array.dtype.kind != "O":
-        return array.tobytes()
+        # By way of bytes: not every dtype, bfloat16 for one, can be told through the buffer protocol.
+        return array.ravel().view(np.uint8).data
     return b"".join(part for element in array.flat for part in (_LENGTH.pack(len(element)), element))
+
+
+def to_raw(array: Array) -> bytes:
+    """As :func:`to_buffer`, but a copy in any case."""
+    return bytes(to_buffer(array))

@@ -133,11 +133,16 @@ def serve_command(*repositories: Path, options: Sequence[str] = ()) -> list[str]
 def server_environment() -> dict[str, str]:
     """This process's environment without the server's settings, and with the tests' own backend to be found.
 
-    What is compiled is kept for the next run of the tests.
+    What is compiled is kept for the next run of the tests. TEST_TRANSPORT says which transport is tested.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREHEAT_")}
     path = os.pathsep.join([str(_PLUGINS), *filter(None, [inherited.get("PYTHONPATH")])])
-    return inherited | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PREHEAT_CACHE_DIR": str(_COMPILE_CACHE)}
+    return inherited | {
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "PREHEAT_CACHE_DIR": str(_COMPILE_CACHE),
+        "PREHEAT_TRANSPORT": os.environ.get("TEST_TRANSPORT", "grpcio"),
+    }
 
 
 def write_model(repository: Path, name: str, config: str | None, *, versions: Iterable[int] = (1,)) -> Path:

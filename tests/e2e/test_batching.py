@@ -15,6 +15,8 @@ from tests.e2e.scrape import scrape_until
 from tests.e2e.server_process import ServerProcess, echo_config, write_model
 from tests.e2e.tensors import infer_inputs, unique_rows
 
+pytestmark = pytest.mark.protocol
+
 # What each model's configuration says of batches. One test has one model, so that it can count from nothing.
 CONFIGS = {
     "sharing": "dynamic_batching { }",

@@ -19,6 +19,8 @@ from tests.e2e.scrape import Scrape, scrape, scrape_until
 from tests.e2e.server_process import ServerProcess, echo_config, write_model
 from tests.e2e.tensors import Rows, infer_inputs, unique_rows
 
+pytestmark = pytest.mark.protocol
+
 log = logging.getLogger(__name__)
 
 # Long runs find what short ones do not: STRESS_SECONDS=300 pytest tests/e2e/test_callers.py

@@ -14,6 +14,8 @@ from tests.e2e.tensors import infer_inputs
 from tests.e2e.wire import NOT_SERVING, SERVING, Wire
 from tritonclient.utils import InferenceServerException
 
+pytestmark = pytest.mark.protocol
+
 EXPLICIT = ("--model-control-mode", "explicit")
 ROWS = np.arange(8, dtype=np.int64).reshape(2, 4)
 

@@ -12,6 +12,8 @@ from tests.e2e.server_process import ServerProcess, write_model
 from tests.e2e.wire import SERVICE, Wire, infer_request
 from tritonclient.grpc import service_pb2 as pb
 
+pytestmark = pytest.mark.protocol
+
 ANSWERED = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelInfer",
     "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",

@@ -14,6 +14,8 @@ from tests.e2e.server_process import LIMIT_S, ServerProcess, echo_config, write_
 from tests.e2e.wire import SERVING, Wire, status_of
 from tritonclient.grpc import service_pb2 as pb
 
+pytestmark = pytest.mark.protocol
+
 OPTIONS = ("--model-control-mode", "explicit", "--load-models", "echo")
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"

@@ -13,6 +13,8 @@ from tests.e2e.server_process import METRICS_PORT, ServerProcess, echo_config, w
 from tests.e2e.tensors import infer_inputs, unique_rows
 from tests.e2e.wire import NOT_SERVING, SERVICE, SERVING, Wire, status_of
 
+pytestmark = pytest.mark.protocol
+
 COUNTERS = (
     "nv_inference_request_success",
     "nv_inference_request_failure",

@@ -8,6 +8,8 @@ from tests.e2e.gated_model import FAILURE, PENDING, Gated, gated_model, of_model
 from tests.e2e.gatekeeper import Gatekeeper
 from tests.e2e.server_process import ServerProcess
 
+pytestmark = pytest.mark.protocol
+
 CONFIGS = {
     "ranked": "dynamic_batching { priority_levels: 3 default_priority_level: 2 }",
     "filled_up": "dynamic_batching { priority_levels: 2 default_priority_level: 2 }",

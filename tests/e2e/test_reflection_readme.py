@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from tests.e2e.server_process import ServerProcess
 
+pytestmark = pytest.mark.protocol
+
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = Path(__file__).with_name("reflection_client.py")
 CHOSEN = ("--model-control-mode", "explicit", "--load-models", "simple")

@@ -24,6 +24,8 @@ from tests.e2e.tensors import Rows, infer_inputs, unique_rows
 from tests.e2e.wire import NOT_SERVING, SERVICE, SERVING, Wire
 from tritonclient.utils import InferenceServerException
 
+pytestmark = pytest.mark.protocol
+
 log = logging.getLogger(__name__)
 
 REFUSING = "refusing new requests"

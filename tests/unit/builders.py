@@ -23,6 +23,7 @@ from preheat.backend import (
     TensorSpec,
 )
 from preheat.engine import Engine
+from preheat.memory.staging import allocate_aligned
 from preheat.messages import InferRequest, InputTensor
 from preheat.models.lifecycle import Lifecycle
 from preheat.models.loader import Loader, LoadLimits
@@ -63,6 +64,13 @@ def echo_signature(*dims: int | Dimension, max_batch_size: int = 8, datatype: Da
 def unpadded(signature: Signature, *, rows: Sequence[int] = ()) -> Padding:
     """Padding that leaves every size as it is, and batches too without ``rows``."""
     return Padding(signature, Buckets(tuple(rows)), {})
+
+
+def aligned(array: Array) -> Array:
+    """A copy of ``array`` where every engine can read it."""
+    room = allocate_aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    room[...] = array
+    return room
 
 
 def tensor(name: str, array: Array) -> InputTensor:

@@ -1,7 +1,6 @@
 """The one door: every request is answered once, whatever state the server and the model are in."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +65,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 def answer(engine: Engine, **changes: object) -> InferResponse | ServingError:
     replies = Replies()
-    engine.submit(replace(GOOD, **changes), replies)  # type: ignore[arg-type]
+    engine.submit(GOOD._replace(**changes), replies)  # type: ignore[arg-type]
     return replies.wait()
 
 
@@ -94,7 +93,7 @@ def test_what_cannot_be_served_is_answered_at_once_with_why(
     served: Served, changes: dict[str, object], error: type[ServingError]
 ) -> None:
     replies = Replies()
-    assert served.engine.submit(replace(GOOD, **changes), replies) is None  # type: ignore[arg-type]
+    assert served.engine.submit(GOOD._replace(**changes), replies) is None  # type: ignore[arg-type]
     assert isinstance(replies.wait(), error)
 
 

@@ -7,21 +7,39 @@ names of inputs, batch axis, datatype, shape, named dimensions, payload; and las
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from preheat.backend import Dimension, Signature, TensorSpec
 from preheat.errors import InvalidRequest
-from preheat.messages import InferRequest, InputTensor
+from preheat.messages import InferRequest, InputTensor, Kind
 from preheat.scheduling.padding import Padding
-from preheat.scheduling.pending import Admitted
+from preheat.scheduling.pending import Admitted, BatchKey
 from preheat.scheduling.reshaping import Reshape
-from preheat.tensors import Array, from_raw
+from preheat.tensors import Array, DataType, view_raw
 
+# Whether a request is right is up to the values: of a BOOL, and the lengths in BYTES.
+_LOOKED_INTO = frozenset({DataType.BOOL, DataType.BYTES})
+# As many as the codec knows.
+_MOST_PLANS = 1024
 # Sizes beyond this cannot be real, and keep products within what numpy can count.
 _MAX_ELEMENTS = 2**40
 
 
+class _Plan(NamedTuple):
+    """How requests of one kind become tensors, once one of them was admitted.
+
+    ``views``, in the order of the signature: name, position among the request's inputs, shape, dtype, size in bytes.
+    """
+
+    views: tuple[tuple[str, int, tuple[int, ...], "np.dtype[Any]", int], ...]
+    rows: int
+    batch_key: BatchKey
+
+
 class Gate:
-    """Admits requests to one model version. Immutable after construction: any thread may call it."""
+    """Admits requests to one model version. Any thread may call it; ``_plans`` is what it has learned on the way."""
 
     def __init__(
         self, model: str, signature: Signature, *, padding: Padding, reshapes: Mapping[str, Reshape] | None = None
@@ -35,12 +53,37 @@ class Gate:
         self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
         self._outputs = frozenset(spec.name for spec in signature.outputs)
         self._ranks = {spec.name: len(spec.shape) + signature.batches for spec in signature.inputs}
+        self._plans: dict[Kind, _Plan] = {}
 
     def admit(self, request: InferRequest) -> Admitted:
         """Check ``request`` and view its payloads as tensors.
 
         Raises InvalidRequest naming the tensor and what is expected.
         """
+        plan = self._plans.get(request.kind) if request.kind is not None else None
+        admitted = None if plan is None else _follow(plan, request.inputs)
+        if admitted is None:
+            admitted = self._check(request)
+            if request.kind is not None:
+                self._learn(request.kind, request.inputs, admitted)
+        return admitted
+
+    def _learn(self, kind: Kind, inputs: Sequence[InputTensor], admitted: Admitted) -> None:
+        """Remember how ``kind`` is admitted, where nothing of that is up to the data."""
+        given = {tensor.name: (position, tensor) for position, tensor in enumerate(inputs)}
+        views = []
+        for name in admitted.inputs:
+            position, tensor = given[name]
+            datatype = self._inputs[name].datatype
+            if datatype in _LOOKED_INTO or name in self._reshapes:
+                return
+            size = math.prod(tensor.shape) * datatype.numpy.itemsize
+            views.append((name, position, tensor.shape, datatype.numpy, size))
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()
+        self._plans[kind] = _Plan(tuple(views), admitted.rows, admitted.batch_key)
+
+    def _check(self, request: InferRequest) -> Admitted:
         try:
             self._check_outputs(request.requested_outputs)
             self._check_names(request.inputs)
@@ -149,7 +192,7 @@ class Gate:
                 )
             return tensor.data.reshape(tensor.shape)
         try:
-            return from_raw(self._inputs[tensor.name].datatype, tensor.shape, tensor.data)
+            return view_raw(self._inputs[tensor.name].datatype, tensor.shape, tensor.data)
         except ValueError as exc:
             raise InvalidRequest(
                 f"input byte size mismatch for input '{tensor.name}' for model '{self._model}' of shape "
@@ -172,6 +215,17 @@ class Gate:
             f"unexpected shape for input '{tensor.name}' for model '{self._model}'. Expected {_shape(sizes)}"
             f"{f' with {bounds}' if bounds else ''}, got {_shape(tensor.shape)}.{note}"
         )
+
+
+def _follow(plan: _Plan, inputs: Sequence[InputTensor]) -> Admitted | None:
+    """Admit a request as one of its kind was; None for data of the wrong size."""
+    views = {}
+    for name, position, shape, dtype, size in plan.views:
+        data = inputs[position].data
+        if len(data) != size:
+            return None
+        views[name] = np.frombuffer(data, dtype).reshape(shape)
+    return Admitted(views, plan.rows, plan.batch_key)
 
 
 def _shape(sizes: Sequence[int]) -> str:

@@ -4,10 +4,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from preheat.backend import Outside, Request, RequestSession, Response, Session, Signature, TensorSession
 from preheat.compilations import Compilation, CompilationKind, report_compilation
 from preheat.errors import ExecutionFailed, InternalError, RequestTimeout, ServingError
+from preheat.memory.staging import Staging
 from preheat.messages import NO_PARAMETERS, InferResponse, OutputTensor, Parameter
 from preheat.scheduling.output_check import OutputCheck
 from preheat.scheduling.padding import Padding
@@ -31,8 +33,8 @@ class _Stages:
 class Executor:
     """Runs batches of one model version on whichever instance's session it is given.
 
-    Holds no mutable state: every instance thread calls the same executor. ``outside`` says how a batch runs whose
-    shape is outside every bucket.
+    Every instance thread calls the same executor, which keeps nothing but each thread's staging. ``outside`` says how a
+    batch runs whose shape is outside every bucket.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Executor:
         self._observer = observer
         self._clock = clock
         self._check = OutputCheck(model, signature)
+        self._staging = Staging()
         self._output_types = {spec.name: spec.datatype for spec in signature.outputs}
 
     def execute(self, session: Session, batch: Sequence[Pending]) -> None:
@@ -118,7 +121,7 @@ class Executor:
         requests = [
             Request(
                 pending.request.id,
-                pending.inputs,
+                {name: _aligned(array) for name, array in pending.inputs.items()},
                 pending.rows,
                 pending.request.requested_outputs,
                 pending.request.parameters,
@@ -157,7 +160,7 @@ class Executor:
         eagerly = self._outside is Outside.EAGER and not self._padding.fits(key)
         if rows is not None and not eagerly:
             rows = self._padding.bucket_rows(rows)
-        inputs = self._padding.collate(parts, rows, key)
+        inputs = self._padding.collate(parts, rows, key, partial(self._staging.room, allocate=session.allocate))
         collated_s = self._clock()
         outputs = self._infer_eagerly(session, inputs) if eagerly else session.infer(inputs)
         stages = _Stages(collated_s, self._clock())
@@ -212,6 +215,11 @@ class Executor:
                 compute_output_s=now_s - stages.inferred_s,
             )
         )
+
+
+def _aligned(array: Array) -> Array:
+    """``array`` where its type may lie: no staging, for a session that sees requests whole may keep what it gets."""
+    return array if array.flags.aligned else array.copy()
 
 
 def _rows(part: Tensors) -> int:

@@ -2,15 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from preheat.backend import Buckets, Dimension, Outside, Signature
 from preheat.errors import InvalidRequest
+from preheat.memory.staging import Room, is_aligned
 from preheat.scheduling.pending import BatchKey
 from preheat.tensors import Array, Tensors
 
 PadValues = Mapping[str, bool | int | float | bytes]
+
+
+def _new_room(_: str, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
+    return np.empty(shape, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +66,15 @@ class Padding:
                         f"every bucket: {', '.join(map(str, sizes))}"
                     )
 
-    def collate(self, parts: Sequence[Tensors], rows: int | None, key: BatchKey) -> Tensors:
+    def collate(self, parts: Sequence[Tensors], rows: int | None, key: BatchKey, room: Room = _new_room) -> Tensors:
         """Join ``parts`` along the batch axis, padded to the shapes of their common ``key`` and to ``rows`` rows.
 
         ``rows`` None: the model has no batch axis, and there is one part. Rows are padded by repeating the first, since
-        zeros may be invalid input; other axes by the input's pad value. A lone part that needs no padding is passed on
-        as it is, uncopied.
+        zeros may be invalid input; other axes by the input's pad value. ``room`` makes room for what is joined. A lone
+        part that needs no padding and is aligned is passed on as it is, uncopied.
         """
         shapes = dict(key)
-        return {name: self._join(name, [part[name] for part in parts], rows, shapes[name]) for name in parts[0]}
+        return {name: self._join(name, [part[name] for part in parts], rows, shapes[name], room) for name in parts[0]}
 
     def cut(self, outputs: Tensors, inputs: Tensors, rows: slice | None) -> Tensors:
         """One request's views of ``outputs``: its ``rows``, and where it was padded, the sizes of its ``inputs``."""
@@ -91,11 +97,11 @@ class Padding:
     def _sizes(self, axis: _Axis) -> tuple[int, ...]:
         return self._buckets.sizes[axis.name]
 
-    def _join(self, name: str, arrays: Sequence[Array], rows: int | None, shape: tuple[int, ...]) -> Array:
+    def _join(self, name: str, arrays: Sequence[Array], rows: int | None, shape: tuple[int, ...], room: Room) -> Array:
         whole = shape if rows is None else (rows, *shape)
-        if len(arrays) == 1 and arrays[0].shape == whole:
+        if len(arrays) == 1 and arrays[0].shape == whole and is_aligned(arrays[0]):
             return arrays[0]
-        joined = np.empty(whole, arrays[0].dtype)
+        joined = room(name, whole, arrays[0].dtype)
         if rows is None:
             self._place(name, arrays[0], joined)
             return joined

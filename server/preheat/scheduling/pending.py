@@ -3,8 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from preheat.errors import ServingError
 from preheat.messages import InferRequest, InferResponse
@@ -21,8 +20,7 @@ Reply: TypeAlias = Callable[[Answer], None]
 BatchKey: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """What admission made of a request that fits.
 
     Its tensors, its size along the batch axis (1 without one), and who may share its batch.

@@ -144,7 +144,9 @@ class Statistics:
     def observe(self, event: Event) -> None:
         """Count an event: an :data:`~preheat.telemetry.events.Observer`."""
         with self._lock:
-            version = self._versions.setdefault((event.model, event.version), VersionStatistics())
+            version = self._versions.get((event.model, event.version))
+            if version is None:
+                version = self._versions[event.model, event.version] = VersionStatistics()
             match event:
                 case BatchExecuted():
                     version.count_batch(event)

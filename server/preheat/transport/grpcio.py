@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeAlias, cast
 
 import grpc
@@ -16,6 +17,7 @@ from preheat.errors import InternalError, ServingError, Unsupported
 from preheat.protocol import grpc_service_pb2 as pb
 from preheat.protocol.codec import MAX_MESSAGE_BYTES
 from preheat.transport.health import Health
+from preheat.transport.listening import Listening, Tls
 from preheat.transport.mailbox import Mailbox
 from preheat.transport.methods import SERVICE, BlockingMethods, ControlMethods, infer
 from preheat.transport.side_services import HEALTH_SERVICE, health_handler, reflection_handler
@@ -28,12 +30,13 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 UnaryHandler: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Otherwise a second server on the port would silently share its traffic.
-    ("grpc.so_reuseport", 0),
-)
+_COMPRESSION = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
+# As often as anyone may ask whether the server is there; more often, and gRPC ends the connection.
+_LEAST_PING_INTERVAL_MS = 5_000
 # How long no call may come for the server to count as left alone.
 _QUIET_SECONDS = 0.1
 # How many calls that take their time run at once; more wait for these.
@@ -41,11 +44,13 @@ _BLOCKING_CALLS = 8
 
 
 class GrpcioTransport:
-    """Serves the engine on ``host:port``. Made on the event loop it runs on, and belongs to it."""
+    """Serves the engine on ``listening``. Made on the event loop it runs on, and belongs to it."""
 
-    def __init__(self, engine: Engine, *, host: str, port: int) -> None:
+    def __init__(self, engine: Engine, listening: Listening, *, socket: Path | None = None) -> None:
+        """``socket``: a Unix socket to listen on instead of the address; it is made, in a folder that is there."""
         self._engine = engine
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._listening = listening
+        self._socket = socket
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._health = Health(engine)
         # Not the loop's own executor: ending the loop waits for that, and a load cannot be interrupted.
@@ -54,7 +59,7 @@ class GrpcioTransport:
         # Unary calls that have begun so far, and how many of them have not ended.
         self._begun = 0
         self._running = 0
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=_options(listening), compression=_COMPRESSION[listening.compression])
         services = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers(
             (
@@ -65,13 +70,20 @@ class GrpcioTransport:
         )
 
     async def start(self) -> int:
-        """Bind and serve; the port bound (a free one for port 0). Raises OSError if the address cannot be had."""
+        """Bind and serve; the port bound (a free one for port 0).
+
+        Raises OSError if the address cannot be had, or a file of the certificates cannot be read.
+        """
         self._health.refresh()
+        address = self._listening.address if self._socket is None else f"unix:{self._socket}"
+        tls = self._listening.tls if self._socket is None else None
         try:
-            port: int = self._server.add_insecure_port(self._address)
+            if tls is None:
+                port: int = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, _credentials(tls))
         except RuntimeError as exc:
-            text = f"cannot listen on {self._address}: is the port taken? choose another with --grpc-port"
-            raise OSError(text) from exc
+            raise OSError(f"cannot listen on {address}: is the port taken? choose another with --grpc-port") from exc
         await self._server.start()
         return port
 
@@ -157,6 +169,33 @@ class GrpcioTransport:
                 ticket.cancel()
             raise
         return await _answer("ModelInfer", response, context)
+
+
+def _options(listening: Listening) -> list[tuple[str, int]]:
+    options = {
+        "grpc.max_receive_message_length": listening.max_message_bytes,
+        "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+        # Otherwise a second server on the port would silently share its traffic.
+        "grpc.so_reuseport": 0,
+        "grpc.keepalive_time_ms": round(listening.keepalive_s * 1000),
+        "grpc.keepalive_timeout_ms": round(listening.keepalive_timeout_s * 1000),
+        # Whoever waits for a slow answer sends nothing meanwhile, and is to be asked all the same.
+        "grpc.keepalive_permit_without_calls": 1,
+        # Clients may ask as often as the server does. gRPC's own limit is one question in five minutes.
+        "grpc.http2.min_ping_interval_without_data_ms": _LEAST_PING_INTERVAL_MS,
+    }
+    if listening.max_concurrent_streams is not None:
+        options["grpc.max_concurrent_streams"] = listening.max_concurrent_streams
+    if listening.max_connection_age_s is not None:
+        options["grpc.max_connection_age_ms"] = round(listening.max_connection_age_s * 1000)
+    return list(options.items())
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Raises OSError, naming the file, for one that cannot be read."""
+    authorities = None if tls.client_authorities is None else tls.client_authorities.read_bytes()
+    pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+    return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
 
 
 async def _answer(rpc: str, response: bytes | ServingError, context: Context) -> bytes:

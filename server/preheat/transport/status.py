@@ -7,6 +7,7 @@ from preheat.errors import (
     InternalError,
     InvalidRequest,
     LoadFailed,
+    MessageTooLarge,
     ModelNotFound,
     ModelUnavailable,
     QueueFull,
@@ -21,6 +22,8 @@ from preheat.errors import (
 # As Triton answers (its S:src/grpc/grpc_utils.cc): clients retry UNAVAILABLE and give up on the others.
 _CODES: dict[type[ServingError], StatusCode] = {
     InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    # As gRPC's own libraries answer.
+    MessageTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     ModelNotFound: StatusCode.NOT_FOUND,
     ModelUnavailable: StatusCode.UNAVAILABLE,
     Unavailable: StatusCode.UNAVAILABLE,

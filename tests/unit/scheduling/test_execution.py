@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.builders import Events, Replies, carrying, echo_signature, rows_of, spec, unpadded
+from tests.unit.builders import Events, Replies, aligned, carrying, echo_signature, rows_of, spec, unpadded
 
 from preheat.backend import Outcome, Request, RequestSession, Response, Session, Signature, TensorSession
 from preheat.errors import ExecutionFailed, InternalError, InvalidRequest, RequestCancelled, RequestTimeout
 from preheat.messages import InferResponse
 from preheat.scheduling.execution import Executor
-from preheat.scheduling.pending import Pending
+from preheat.scheduling.pending import Answer, Pending
 from preheat.scheduling.warmup import WarmupBatch
 from preheat.telemetry.events import BatchExecuted
 from preheat.tensors import Array, Tensors
@@ -48,6 +48,18 @@ class Answering(RequestSession):
 
 class Sulking(Session):
     """Neither of the two kinds of session."""
+
+
+class CopyingReplies:
+    """Passes answers on as an encoder would: what they view is theirs only until this returns."""
+
+    def __init__(self, replies: Replies) -> None:
+        self._replies = replies
+
+    def __call__(self, answer: Answer) -> None:
+        assert isinstance(answer, InferResponse)
+        outputs = tuple(each._replace(array=each.array.copy()) for each in answer.outputs)
+        self._replies(answer._replace(outputs=outputs))
 
 
 def executor(
@@ -109,9 +121,42 @@ def test_a_batch_is_padded_to_its_bucket() -> None:
 
 
 def test_a_lone_request_of_the_right_size_reaches_the_session_uncopied() -> None:
-    session, array = Computing(), rows_of(1, 2)
+    session, array = Computing(), aligned(rows_of(1, 2))
     executor(buckets=(2,)).execute(session, [carrying({"x": array}, Replies())])
     assert session.seen[0] is array
+
+
+@pytest.mark.parametrize("offset", range(1, 65, 7))
+def test_sessions_get_arrays_that_every_engine_can_read(offset: int) -> None:
+    """A client chooses where in a message its tensors lie."""
+    values = rows_of(1, 2)
+    lying = np.frombuffer(bytes(offset) + values.tobytes(), np.float32, offset=offset).reshape(values.shape)
+    session, seen = Computing(), list[Array]()
+
+    def answer(requests: Sequence[Request]) -> Sequence[Outcome]:
+        seen.extend(each.inputs["x"] for each in requests)
+        return [Response({"y": each.inputs["x"]}) for each in requests]
+
+    for each in (session, Answering(answer)):
+        executor().execute(each, [carrying({"x": lying}, Replies())])
+    assert session.seen[0].ctypes.data % 64 == 0
+    assert seen[0].flags.aligned
+    for array in (*session.seen, *seen):
+        np.testing.assert_array_equal(array, values)
+
+
+def test_a_batch_is_put_where_the_one_before_it_was_and_answers_stay_apart() -> None:
+    """The answer is a view of the question here, as an identity's is."""
+    session, runner = Computing(lambda x: x), executor()
+    first, first_replies = batch_of([1, 2], [3])
+    second, second_replies = batch_of([4], [5, 6])
+    copies = [CopyingReplies(each) for each in (*first_replies, *second_replies)]
+    runner.execute(session, [carrying(each.inputs, copy) for each, copy in zip(first, copies, strict=False)])
+    runner.execute(session, [carrying(each.inputs, copy) for each, copy in zip(second, copies[2:], strict=True)])
+    assert session.seen[0].ctypes.data == session.seen[1].ctypes.data
+    assert [output(each) for each in (*first_replies, *second_replies)] == [
+        [[1, 1], [2, 2]], [[3, 3]], [[4, 4]], [[5, 5], [6, 6]],
+    ]  # fmt: skip
 
 
 def test_a_model_without_a_batch_axis_gets_the_tensors_of_one_request() -> None:
@@ -355,7 +400,7 @@ def test_warming_runs_the_path_of_real_batches() -> None:
 
 def test_warming_a_model_without_a_batch_axis_runs_its_tensors_as_they_are() -> None:
     session = Computing()
-    array = np.zeros(2, np.float32)
+    array = aligned(np.zeros(2, np.float32))
     executor(echo_signature(max_batch_size=0)).warm(session, WarmupBatch("one request", [{"x": array}]))
     assert session.seen == [array]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tests.unit.builders import spec
+from tests.unit.builders import aligned, spec
 
 from preheat.backend import Buckets, Dimension, Outside, Signature, TensorSpec
 from preheat.errors import InvalidRequest
@@ -181,11 +181,14 @@ def test_a_key_does_not_depend_on_the_order_of_inputs() -> None:
 def test_a_lone_part_that_needs_no_padding_is_not_copied() -> None:
     made = padding(spec("x", LENGTH))
     for array, shape, rows, same in (
-        (numbers(3, 4), (4,), 3, True),
-        (numbers(3, 4), (4,), 4, False),
-        (numbers(3, 3), (4,), 3, False),
+        (aligned(numbers(3, 4)), (4,), 3, True),
+        (aligned(numbers(3, 4)), (4,), 4, False),
+        (aligned(numbers(3, 3)), (4,), 3, False),
         # Beyond every bucket: at its own size.
-        (numbers(3, 9), (9,), 3, True),
+        (aligned(numbers(3, 9)), (9,), 3, True),
+        # Where an engine could not read it.
+        (aligned(numbers(4, 4))[1:], (4,), 3, False),
+        (aligned(numbers(4, 3)).T, (4,), 3, False),
     ):
         assert made.key({"x": array}) == (("x", shape),)
         assert (made.collate([{"x": array}], rows, (("x", shape),))["x"] is array) == same

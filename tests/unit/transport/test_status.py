@@ -14,6 +14,7 @@ CODES = {
     errors.ModelNotFound: StatusCode.NOT_FOUND,
     errors.ModelUnavailable: StatusCode.UNAVAILABLE,
     errors.QueueFull: StatusCode.UNAVAILABLE,
+    errors.MessageTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     errors.RequestTimeout: StatusCode.UNAVAILABLE,
     errors.RequestCancelled: StatusCode.CANCELLED,
     errors.ServerStopping: StatusCode.UNAVAILABLE,

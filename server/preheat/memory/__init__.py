@@ -1,0 +1,1 @@
+"""Memory that requests pass through: staging buffers, and regions that clients share."""

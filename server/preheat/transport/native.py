@@ -1,0 +1,164 @@
+"""The gRPC server on ``pygrpc-native``: HTTP/2 outside the interpreter's lock, for networks that are trusted.
+
+Inference calls come in here, in batches, on a thread of its own. All else (streams, health, reflection, control) the
+library passes on to a :class:`GrpcioTransport` behind it, on a socket that nobody else can reach. What the library
+cannot do at all, and what to hold against it, is in ``docs/transports.md``.
+"""
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pygrpc_native import EVENT_CALL, NativeGrpcFront
+
+from preheat.engine import Engine, Ticket
+from preheat.errors import InternalError, MessageTooLarge, ServingError
+from preheat.transport.grpcio import GrpcioTransport
+from preheat.transport.listening import Listening
+from preheat.transport.methods import SERVICE, infer
+from preheat.transport.status import code_of, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pygrpc_native._native import DetailedEvent
+
+log = logging.getLogger(__name__)
+
+_METHOD = f"/{SERVICE}/ModelInfer"
+# As many calls as are taken over at once. Those that came meanwhile come with the next batch.
+_MOST_EVENTS = 256
+# The library frees what was sent when it is next called, and has to notice that it is to end.
+_LOOK_UP_MS = 500
+# How long no call may come, and all be answered, for the server to count as left alone.
+_QUIET_SECONDS = 0.1
+# 65 MB a connection, with windows of 4 MiB a stream, where the library's 1024 would be 4 GB.
+_STREAMS = 128
+
+
+class NativeTransport:
+    """Serves the engine on ``listening``. Made on the event loop, and belongs to it but for the receiving thread.
+
+    ``_tickets`` has the calls that are not answered, by the library's numbers: the receiving thread adds them, whoever
+    answers takes them out.
+    """
+
+    def __init__(self, engine: Engine, listening: Listening) -> None:
+        self._engine = engine
+        self._listening = listening
+        self._folder = Path(tempfile.mkdtemp(prefix="preheat-"))
+        self._behind = GrpcioTransport(engine, listening, socket=self._folder / "grpcio.sock")
+        self._tickets: dict[int, Ticket | None] = {}
+
+    async def start(self) -> int:
+        """Bind and serve; the port bound (a free one for port 0). Raises OSError if the address cannot be had."""
+        listening = self._listening
+        try:
+            self._front = NativeGrpcFront(
+                listening.address,
+                [(_METHOD, False)],
+                call_details=True,
+                metrics=True,
+                max_concurrent_streams=listening.max_concurrent_streams or _STREAMS,
+                keepalive_time_ms=round(listening.keepalive_s * 1000),
+                keepalive_timeout_ms=round(listening.keepalive_timeout_s * 1000),
+            )
+        except OSError as exc:
+            raise OSError(f"cannot listen on {listening.address}: {exc}; choose another port with --grpc-port") from exc
+        await self._behind.start()
+        self._front.set_fallback(str(self._folder / "grpcio.sock"))
+        self._front.start()
+        self._receiver = threading.Thread(target=self._receive, name="native transport", daemon=True)
+        self._receiver.start()
+        return self._front.bound_port
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a call that takes its time, say a load, still runs on its thread."""
+        return self._behind.blocked
+
+    def refresh_health(self) -> None:
+        """Tell health checks what the engine's readiness is now."""
+        self._behind.refresh_health()
+
+    async def stop(self, grace_s: float) -> None:
+        """Answer until a moment in which no call runs or comes, at most for ``grace_s``; then cut what is left.
+
+        The library does not say when an answer has left. It counts one when it is all handed to the connection, so
+        what counts as a moment of quiet is one in which it has counted an answer for every call.
+        """
+        deadline_s = time.monotonic() + grace_s
+        begun = -1
+        while time.monotonic() < deadline_s:
+            known, (started, ended) = begun, self._calls()
+            begun = started
+            if begun == known == ended and not self._tickets:
+                break
+            await asyncio.sleep(_QUIET_SECONDS)
+        await self._behind.stop(max(deadline_s - time.monotonic(), _QUIET_SECONDS))
+        self._front.close()
+        await asyncio.to_thread(self._receiver.join)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _calls(self) -> tuple[int, int]:
+        """How many inference calls have come so far, and how many have been answered or are gone."""
+        counts = (self._front.metrics() or {})["methods"][_METHOD]
+        return counts["started"], sum(ends["count"] for ends in counts["status"].values())
+
+    def _receive(self) -> None:
+        """Take calls over until the library is closed. Nothing else ends this loop: a server without it is deaf."""
+        while True:
+            events = self._front.recv_batch_details(_MOST_EVENTS, timeout_ms=_LOOK_UP_MS)
+            if events is None:
+                return
+            self._take_all(events)
+            # What they hold of memory is not to wait for the next call.
+            del events
+
+    def _take_all(self, events: "Sequence[DetailedEvent]") -> None:
+        # A call may be dead before it is seen.
+        cancelled = {call for kind, call, *_ in events if kind != EVENT_CALL}
+        for kind, call, _, payload, _, details in events:
+            if kind != EVENT_CALL:
+                self._cancel(call)
+            elif call not in cancelled:
+                self._take(call, payload or b"", details[2] if details else None)
+
+    def _take(self, call: int, payload: bytes, remaining_s: float | None) -> None:
+        respond = partial(self._respond, call)
+        if len(payload) > (most := self._listening.max_message_bytes):
+            respond(MessageTooLarge(f"the message has {len(payload)} bytes; the server takes {most}"))
+            return
+        deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
+        self._tickets[call] = None
+        try:
+            ticket = infer(self._engine, payload, deadline_s=deadline_s, respond=respond)
+        except Exception:
+            log.exception("a call could not be taken")
+            respond(InternalError())
+            return
+        if ticket is not None:
+            self._tickets[call] = ticket
+            # Answered before it was put there, it would stay.
+            if ticket.answered:
+                self._tickets.pop(call, None)
+
+    def _respond(self, call: int, response: bytes | ServingError) -> None:
+        """Answer, on whatever thread. The library takes no answer to a call that is gone, and says so; no matter."""
+        self._tickets.pop(call, None)
+        if isinstance(response, ServingError):
+            self._front.fail(call, code_of(response, "ModelInfer").value[0], text_of(response))
+        else:
+            self._front.respond(call, response)
+
+    def _cancel(self, call: int) -> None:
+        """The caller has left or its deadline has passed."""
+        ticket = self._tickets.pop(call, None)
+        if ticket is not None:
+            ticket.cancel()
