@@ -5,7 +5,16 @@ import logging
 from dataclasses import dataclass
 
 import preheat
-from preheat.errors import InternalError, InvalidRequest, ModelNotFound, ServerStopping, ServingError, Unavailable
+from preheat.errors import (
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    ServerStopping,
+    ServingError,
+    Unavailable,
+    Unsupported,
+)
+from preheat.memory.regions import Regions
 from preheat.messages import (
     BatchStatistics,
     DurationStatistic,
@@ -21,12 +30,14 @@ from preheat.models.manager import ModelManager
 from preheat.models.registry import Registry, VersionState
 from preheat.protocol import model_config_pb2 as pb
 from preheat.scheduling.pending import Pending, Reply
+from preheat.sharing import share
 from preheat.telemetry.statistics import Statistics, VersionStatistics
 
 log = logging.getLogger(__name__)
 
 # The protocol extensions that work. Clients switch on these: list nothing that does not.
 EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics", "schedule_policy")
+SHARED_MEMORY_EXTENSIONS = ("system_shared_memory",)
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 
 # The index has Triton's words for our states.
@@ -74,8 +85,17 @@ class Engine:
     """
 
     def __init__(
-        self, registry: Registry, manager: ModelManager, statistics: Statistics, *, name: str, explicit_control: bool
+        self,
+        registry: Registry,
+        manager: ModelManager,
+        statistics: Statistics,
+        *,
+        name: str,
+        explicit_control: bool,
+        regions: Regions | None = None,
     ) -> None:
+        """``regions`` None: clients may share no memory."""
+        self._regions = regions
         self._registry = registry
         self._manager = manager
         self._statistics = statistics
@@ -126,6 +146,7 @@ class Engine:
         """The server's name, version and extensions."""
         self._refuse_when_stopping()
         extensions = EXTENSIONS + (CONTROL_EXTENSIONS if self._explicit_control else ())
+        extensions += () if self._regions is None else SHARED_MEMORY_EXTENSIONS
         return ServerMetadata(self._name, preheat.__version__, extensions)
 
     def model_metadata(self, model: str, version: str) -> ModelMetadata:
@@ -168,6 +189,14 @@ class Engine:
         rows += [ModelIndexEntry(name) for name in self._manager.names_on_disk() if name not in tried]
         return sorted(rows, key=lambda row: row.name)
 
+    def regions(self) -> Regions:
+        """The shared memory that clients have registered. Raises Unsupported where the server was not given any."""
+        if self._regions is None:
+            raise Unsupported(
+                "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
+            )
+        return self._regions
+
     def load(self, model: str) -> None:
         """Load a model from its repository, as it is now; returns when it is READY.
 
@@ -184,6 +213,8 @@ class Engine:
     def _submit(self, request: InferRequest, reply: Reply) -> Ticket:
         self._refuse_when_stopping()
         _refuse_reserved_parameters(request)
+        if request.sources or request.places:
+            request, reply = share(self.regions(), request, reply)
         while True:
             handle = self._registry.find(request.model, request.version)
             pending = handle.submit(request, reply)

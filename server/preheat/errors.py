@@ -19,6 +19,18 @@ class MessageTooLarge(ServingError):
     """The message has more bytes than the server takes."""
 
 
+class AlreadyExists(ServingError):
+    """The name is taken."""
+
+
+class RegionNotFound(ServingError):
+    """No shared-memory region of that name is registered."""
+
+
+class OutputTooLarge(ServingError):
+    """An output does not fit where the client wants it."""
+
+
 class ModelNotFound(ServingError):
     """No such model, no such version, or no version that is available."""
 

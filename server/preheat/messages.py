@@ -14,17 +14,28 @@ Parameter: TypeAlias = bool | int | float | str
 NO_PARAMETERS: Mapping[str, Parameter] = MappingProxyType({})
 
 
+class Place(NamedTuple):
+    """Bytes in a shared-memory region that a client has registered."""
+
+    region: str
+    offset: int
+    size: int
+
+
 class InputTensor(NamedTuple):
     """An input as the client sent it, not yet held against a signature.
 
     ``data`` is the raw payload in the binary tensor format (see :func:`preheat.tensors.from_raw`), or a flat array
-    where the client used typed contents. Raw payloads may be views of the wire bytes.
+    where the client used typed contents. Raw payloads may be views of the wire bytes, or of memory that is shared.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: Buffer | Array
+
+
+NO_PLACES: Mapping[str, Place] = MappingProxyType({})
 
 
 class Kind:
@@ -38,7 +49,8 @@ class InferRequest(NamedTuple):
 
     Empty ``version``: the newest that is READY. Empty ``requested_outputs``: all of them. ``deadline_s`` is on the
     clock of ``time.monotonic``. ``payload_bytes`` is what the request's tensors hold in memory while it lives. ``kind``
-    None: it is not known whether there was one like it before.
+    None: it is not known whether there was one like it before. ``sources`` says of the inputs, by position, whose data
+    is empty here where it lies, and ``places`` of outputs, by name, where they are to go instead of into the answer.
     """
 
     model: str
@@ -50,14 +62,17 @@ class InferRequest(NamedTuple):
     deadline_s: float | None = None
     payload_bytes: int = 0
     kind: Kind | None = None
+    sources: tuple[tuple[int, Place], ...] = ()
+    places: Mapping[str, Place] = NO_PLACES
 
 
 class OutputTensor(NamedTuple):
-    """One output of an answer."""
+    """One output of an answer. ``placed``: the client has it already, where it wanted it."""
 
     name: str
     datatype: DataType
     array: Array
+    placed: bool = False
 
 
 class InferResponse(NamedTuple):

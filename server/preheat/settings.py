@@ -114,6 +114,11 @@ class Settings:
         "this machine and of private networks, if --transport asks for it",
     )
     max_message_bytes: int = _setting(_MAX_MESSAGE_BYTES, _message_bytes, "how large a request may be")
+    allow_client_shm: bool = _setting(
+        False,  # noqa: FBT003 - it is the value
+        _switch,
+        "true: clients on this machine may register shared memory, which lets them end the server by shrinking it",
+    )
     max_concurrent_streams: int | None = _setting(
         None, _count, "how many calls a connection may have at once; None leaves it to the transport"
     )

@@ -1,7 +1,7 @@
 """What can be wrong with a request, made of any model's correct one: by groups, each with what the refusal must say."""
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import grpc
@@ -75,18 +75,24 @@ def _names(subject: Subject) -> Iterator[Case]:
         yield _case("an optional input of a wrong shape", bad, model, f"'{name}'", "[9,9,9]")
 
 
+_REGION: Mapping[str, str | int] = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+
+
 def _outputs(subject: Subject) -> Iterator[Case]:
     model, (output, *_) = f"'{subject.name}'", subject.outputs
     for name in ("", "colour", output.upper(), output + "\0", next(iter(subject.inputs))):
         yield _case(f"an output called {name!r}", _request(subject, outputs=[Output(name)]), model, f"'{name}'", output)
     twice = _request(subject, outputs=[Output(output), Output(output)])
     yield _case("an output twice", twice, f"'{output}'", "already exists")
-    for key, value in (("classification", 2), ("shared_memory_region", "r")):
-        asked = _request(subject, outputs=[Output(output, {key: value})])
-        yield _case(f"{key} of an output", asked, f"'{output}'", key.split("_")[0], code=UNIMPLEMENTED)
+    classified = _request(subject, outputs=[Output(output, {"classification": 2})])
+    yield _case("classification of an output", classified, f"'{output}'", "classification", code=UNIMPLEMENTED)
+    placed = _request(subject, outputs=[Output(output, _REGION)])
+    yield _case("an output in shared memory", placed, "shared memory", "--allow-client-shm", code=UNIMPLEMENTED)
+    sizeless = _request(subject, outputs=[Output(output, {"shared_memory_region": "r"})])
+    yield _case("shared memory of no size", sizeless, f"'{output}'", "shared_memory_byte_size")
     first = subject.tensors()[0]
-    shared = _changed(subject, 0, replace(first, parameters={"shared_memory_region": "r", "shared_memory_offset": 0}))
-    yield _case("an input in shared memory", shared, f"'{first.name}'", "shared memory", code=UNIMPLEMENTED)
+    shared = _changed(subject, 0, replace(first, parameters=_REGION))
+    yield _case("an input in shared memory too", shared, f"raw_input_contents has {len(subject.tensors())} entries")
 
 
 def _datatypes(subject: Subject) -> Iterator[Case]:

@@ -142,8 +142,13 @@ _OUTPUT_CASES = _listed(
         code=UNIMPLEMENTED,
     ),
     _case(
-        "output in shared memory", _echo(outputs=[Output("OUTPUT0", {"shared_memory_region": "r"})]),
-        "'OUTPUT0'", "shared memory", code=UNIMPLEMENTED,
+        "output in shared memory",
+        _echo(outputs=[Output("OUTPUT0", {"shared_memory_region": "r", "shared_memory_byte_size": 32})]),
+        "shared memory", "--allow-client-shm", code=UNIMPLEMENTED,
+    ),
+    _case(
+        "output in shared memory of no size", _echo(outputs=[Output("OUTPUT0", {"shared_memory_region": "r"})]),
+        "'OUTPUT0'", "shared_memory_byte_size",
     ),
 )  # fmt: skip
 
@@ -167,8 +172,8 @@ _INPUT_CASES = _listed(
     _case("unknown datatype", _echo(_one(datatype="INT65")), "'INPUT0'", "'INT65'", "'INT64'"),
     _case("datatype in lower case", _echo(_one(datatype="int64")), "'int64'", "'INT64'"),
     _case("no datatype", _echo(_one(datatype="")), "''", "'INT64'"),
-    _case("input in shared memory", _shared(shared_memory_region="r", shared_memory_byte_size=32), "'INPUT0'",
-          "shared memory", code=UNIMPLEMENTED),
+    _case("input in shared memory", _shared(shared_memory_region="r", shared_memory_byte_size=32),
+          "shared memory", "--allow-client-shm", code=UNIMPLEMENTED),
 )  # fmt: skip
 
 _SHAPE_CASES = _listed(

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.protocol
 ANSWERED = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelInfer",
     "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",
+    "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
 )  # fmt: skip
 UNIMPLEMENTED = [method.name for method in SERVICE.methods if method.name not in ANSWERED]
 GARBAGE = b"\xff\xff\xff\xff garbage"

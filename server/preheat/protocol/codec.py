@@ -12,10 +12,12 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from preheat.errors import InvalidRequest, Unsupported
-from preheat.messages import InferRequest, InferResponse, InputTensor, Kind, Parameter
+from preheat.messages import InferRequest, InferResponse, InputTensor, Kind, Parameter, Place
 from preheat.protocol import grpc_service_pb2 as pb
+from preheat.protocol.places import is_shared, places_of, sources_of
 from preheat.protocol.records import cut, header
-from preheat.tensors import Array, raw_size, to_buffer
+from preheat.protocol.typed_contents import decode_contents, no_data
+from preheat.tensors import Array, Buffer, raw_size, to_buffer
 
 # A protobuf message, and so a gRPC message, cannot be larger.
 MAX_MESSAGE_BYTES = 2**31 - 1
@@ -34,33 +36,24 @@ _ID = pb.ModelInferRequest.ID_FIELD_NUMBER
 _MOST_KNOWN = 1024
 _MOST_KNOWN_BYTES = 4096
 
-# The typed field that carries each datatype. FP16 and BF16 have none: they must be raw.
-_CONTENTS = {
-    "BOOL": ("bool_contents", np.bool_),
-    "INT8": ("int_contents", np.int8),
-    "INT16": ("int_contents", np.int16),
-    "INT32": ("int_contents", np.int32),
-    "INT64": ("int64_contents", np.int64),
-    "UINT8": ("uint_contents", np.uint8),
-    "UINT16": ("uint_contents", np.uint16),
-    "UINT32": ("uint_contents", np.uint32),
-    "UINT64": ("uint64_contents", np.uint64),
-    "FP32": ("fp32_contents", np.float32),
-    "FP64": ("fp64_contents", np.float64),
-    "BYTES": ("bytes_contents", np.object_),
-}
-_SHARED_MEMORY = "shared_memory_region"
+_NOTHING = memoryview(b"")
 
 
 class _Known(NamedTuple):
-    """What requests of one kind say, but for id and data. ``tensors``: name, datatype and shape of each input."""
+    """What requests of one kind say, but for id and data. ``tensors``: name, datatype and shape of each input.
+
+    ``sent`` are the positions of those whose data is in raw contents; the others have ``sources``.
+    """
 
     kind: Kind
     model: str
     version: str
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+    sent: tuple[int, ...]
     outputs: tuple[str, ...]
     parameters: Mapping[str, Parameter]
+    sources: tuple[tuple[int, Place], ...]
+    places: Mapping[str, Place]
 
 
 class _Envelope(NamedTuple):
@@ -78,15 +71,21 @@ _envelopes: dict[tuple[object, ...], _Envelope] = {}
 def decode_request(payload: bytes, *, deadline_s: float | None) -> InferRequest:
     """Decode a ModelInferRequest. Raises InvalidRequest, or Unsupported for an extension this server does not have."""
     found = cut(payload, only=_ID, contents=_RAW_INPUTS)
-    if found is None or not found.contents:
+    if found is None:
         return _decode_message(payload, deadline_s)
     identity = _text(found.only) if found.only else ""
     known = _known.get(found.rest)
     if known is None:
-        known = _learn(found.rest)
+        message = _parse(found.rest)
+        if not found.contents and not all(is_shared(tensor) for tensor in message.inputs):
+            return _decode_message(payload, deadline_s)
+        known = _learn(message, found.rest)
     contents = found.contents
-    if len(contents) != len(known.tensors):
-        raise _wrong_count(len(contents), [name for name, _, _ in known.tensors], known.model)
+    if len(contents) != len(known.sent):
+        raise _wrong_count(len(contents), [known.tensors[position][0] for position in known.sent], known.model)
+    if known.sources:
+        each = iter(contents)
+        contents = [next(each) if position in known.sent else _NOTHING for position in range(len(known.tensors))]
     return InferRequest(
         known.model,
         known.version,
@@ -97,12 +96,14 @@ def decode_request(payload: bytes, *, deadline_s: float | None) -> InferRequest:
         deadline_s,
         len(payload),
         known.kind,
+        known.sources,
+        known.places,
     )
 
 
 def encode_response(response: InferResponse) -> bytes:
     """Encode a ModelInferResponse, copying what its arrays view. Raises InvalidRequest if gRPC could not carry it."""
-    size = sum([raw_size(output.array) for output in response.outputs])
+    size = sum([raw_size(output.array) for output in response.outputs if not output.placed])
     if size > MAX_MESSAGE_BYTES - _ENVELOPE_BYTES:
         raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE_BYTES}")
     shapes = tuple([(output.name, output.datatype.value, output.array.shape) for output in response.outputs])
@@ -113,7 +114,7 @@ def encode_response(response: InferResponse) -> bytes:
         parts += (header(_ID, len(identity)), identity)
     parts.append(envelope.tail)
     for output in response.outputs:
-        raw = to_buffer(output.array)
+        raw = b"" if output.placed else to_buffer(output.array)
         parts += (header(_RAW_OUTPUTS, len(raw)), raw)
     return b"".join(parts)
 
@@ -143,18 +144,21 @@ def _remember(known: dict[Any, Any], key: object, value: object) -> None:
     known[key] = value
 
 
-def _learn(rest: bytes) -> _Known:
-    """What a request with raw contents says, from what is left without them."""
-    message = _parse(rest)
-    _refuse_output_extensions(message)
+def _learn(message: pb.ModelInferRequest, rest: bytes) -> _Known:
+    """What a request says whose data is in raw contents or shared memory; ``message`` is the ``rest`` without them."""
+    _refuse_classification(message)
     _check_raw_inputs(message)
+    sources = sources_of(message)
     known = _Known(
         Kind(),
         message.model_name,
         message.model_version,
         tuple((tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs),
+        tuple(position for position in range(len(message.inputs)) if position not in dict(sources)),
         tuple(output.name for output in message.outputs),
         MappingProxyType(_decode_parameters(message.parameters)),
+        sources,
+        MappingProxyType(places_of(message)),
     )
     if len(rest) <= _MOST_KNOWN_BYTES:
         _remember(_known, rest, known)
@@ -164,7 +168,7 @@ def _learn(rest: bytes) -> _Known:
 def _decode_message(payload: bytes, deadline_s: float | None) -> InferRequest:
     """Decode what has no raw contents, or has them in a way that only protobuf can read."""
     message = _parse(payload)
-    _refuse_output_extensions(message)
+    _refuse_classification(message)
     inputs = _decode_inputs(message)
     typed_bytes = sum(tensor.data.nbytes for tensor in inputs if isinstance(tensor.data, np.ndarray))
     return InferRequest(
@@ -176,6 +180,8 @@ def _decode_message(payload: bytes, deadline_s: float | None) -> InferRequest:
         parameters=_decode_parameters(message.parameters),
         deadline_s=deadline_s,
         payload_bytes=len(payload) + typed_bytes,
+        sources=sources_of(message),
+        places=places_of(message),
     )
 
 
@@ -203,7 +209,7 @@ def _check_raw_inputs(message: pb.ModelInferRequest) -> None:
     """Hold the inputs against what they may be where their data is raw."""
     for tensor in message.inputs:
         _check_dimensions(tensor, message.model_name)
-        if tensor.HasField("contents"):
+        if tensor.HasField("contents") and not is_shared(tensor):
             raise InvalidRequest(
                 "contents field must not be specified when using raw_input_contents for "
                 f"'{tensor.name}' for model '{message.model_name}'"
@@ -216,8 +222,11 @@ def _check_dimensions(tensor: pb.ModelInferRequest.InferInputTensor, model: str)
             f"input '{tensor.name}' for model '{model}' has {len(tensor.shape)} dimensions; "
             f"at most {_MAX_DIMENSIONS} are possible"
         )
-    if _SHARED_MEMORY in tensor.parameters:
-        raise _no_shared_memory(f"input '{tensor.name}'")
+    if is_shared(tensor) and tensor.HasField("contents"):
+        raise InvalidRequest(
+            f"unexpected 'content' provided when using shared memory for input tensor '{tensor.name}' "
+            f"for model '{model}'"
+        )
 
 
 def _decode_inputs(message: pb.ModelInferRequest) -> tuple[InputTensor, ...]:
@@ -225,55 +234,29 @@ def _decode_inputs(message: pb.ModelInferRequest) -> tuple[InputTensor, ...]:
     if not raw:
         for tensor in message.inputs:
             _check_dimensions(tensor, message.model_name)
-        return tuple(_decode_typed(tensor, message.model_name) for tensor in message.inputs)
+        return tuple(
+            _with_data(tensor, b"" if is_shared(tensor) else decode_contents(tensor, message.model_name))
+            for tensor in message.inputs
+        )
     _check_raw_inputs(message)
-    if len(raw) != len(message.inputs):
-        raise _wrong_count(len(raw), [tensor.name for tensor in message.inputs], message.model_name)
-    return tuple(
-        InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
-        for tensor, data in zip(message.inputs, raw, strict=True)
-    )
+    sent = [tensor.name for tensor in message.inputs if not is_shared(tensor)]
+    if len(raw) != len(sent):
+        raise _wrong_count(len(raw), sent, message.model_name)
+    each = iter(raw)
+    return tuple(_with_data(tensor, b"" if is_shared(tensor) else next(each)) for tensor in message.inputs)
+
+
+def _with_data(tensor: pb.ModelInferRequest.InferInputTensor, data: Buffer | Array) -> InputTensor:
+    return InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
 
 
 def _wrong_count(count: int, names: Sequence[str], model: str) -> InvalidRequest:
     if count < len(names):
-        return _no_data(names[count], model)
-    return InvalidRequest(f"raw_input_contents has {count} entries for {len(names)} inputs for model '{model}'")
-
-
-def _decode_typed(tensor: pb.ModelInferRequest.InferInputTensor, model: str) -> InputTensor:
-    """An input whose data is in typed contents, as a flat array."""
-    filled = [field.name for field, _ in tensor.contents.ListFields()]
-    if not filled and 0 not in tensor.shape:
-        raise _no_data(tensor.name, model)
-    if tensor.datatype not in _CONTENTS:
-        allowed = "raw_input_contents" if tensor.datatype in ("FP16", "BF16") else f"one of {', '.join(_CONTENTS)}"
-        raise InvalidRequest(
-            f"input '{tensor.name}' for model '{model}' of datatype '{tensor.datatype}' has no typed contents; "
-            f"use {allowed}"
-        )
-    field, dtype = _CONTENTS[tensor.datatype]
-    for other in filled:
-        if other != field:
-            raise InvalidRequest(
-                f"unexpected explicit tensor data for input tensor '{tensor.name}' for model '{model}' in {other}: "
-                f"datatype '{tensor.datatype}' goes into {field}"
-            )
-    return InputTensor(
-        tensor.name, tensor.datatype, tuple(tensor.shape), _flat_array(getattr(tensor.contents, field), dtype)
+        return no_data(names[count], model)
+    return InvalidRequest(
+        f"raw_input_contents has {count} entries for {len(names)} inputs that are not in shared memory "
+        f"for model '{model}'"
     )
-
-
-def _flat_array(values: Sequence[object], dtype: type[np.generic]) -> Array:
-    if dtype is np.object_:
-        array = np.empty(len(values), np.object_)
-        array[:] = list(values)
-        return array
-    if issubclass(dtype, np.integer):
-        # Small integers ride in 32-bit fields; what does not fit is cut to the low bits, as Triton does.
-        wide = np.uint64 if issubclass(dtype, np.unsignedinteger) else np.int64
-        return np.fromiter(values, wide, len(values)).astype(dtype)
-    return np.fromiter(values, dtype, len(values))
 
 
 def _decode_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Parameter]:
@@ -298,19 +281,9 @@ def _encode_parameter(parameter: pb.InferParameter, value: Parameter) -> None:
         parameter.string_param = value
 
 
-def _refuse_output_extensions(message: pb.ModelInferRequest) -> None:
+def _refuse_classification(message: pb.ModelInferRequest) -> None:
     for output in message.outputs:
-        if _SHARED_MEMORY in output.parameters:
-            raise _no_shared_memory(f"output '{output.name}'")
         if "classification" in output.parameters:
             raise Unsupported(
                 f"output '{output.name}': the classification extension is not supported; take the scores and rank them"
             )
-
-
-def _no_shared_memory(subject: str) -> Unsupported:
-    return Unsupported(f"{subject}: shared memory is not supported; send and receive tensors in the message")
-
-
-def _no_data(tensor: str, model: str) -> InvalidRequest:
-    return InvalidRequest(f"unable to find data for input tensor '{tensor}' for model '{model}' in request.")

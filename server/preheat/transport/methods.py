@@ -60,6 +60,9 @@ class ControlMethods:
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
+            "SystemSharedMemoryStatus": self._shared_memory_status,
+            "SystemSharedMemoryRegister": self._shared_memory_register,
+            "SystemSharedMemoryUnregister": self._shared_memory_unregister,
         }
 
     def _server_live(self, payload: bytes) -> bytes:
@@ -96,6 +99,24 @@ class ControlMethods:
         request = _parse(pb.RepositoryIndexRequest(), payload)
         _refuse_repository_name(request.repository_name)
         return encode_index(self._engine.index(ready_only=request.ready)).SerializeToString()
+
+    def _shared_memory_status(self, payload: bytes) -> bytes:
+        request = _parse(pb.SystemSharedMemoryStatusRequest(), payload)
+        response = pb.SystemSharedMemoryStatusResponse()
+        for name, region in self._engine.regions().status(request.name).items():
+            found = response.regions[name]
+            found.name, found.key, found.offset, found.byte_size = name, region.key, region.offset, region.size
+        return response.SerializeToString()
+
+    def _shared_memory_register(self, payload: bytes) -> bytes:
+        request = _parse(pb.SystemSharedMemoryRegisterRequest(), payload)
+        self._engine.regions().register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse().SerializeToString()
+
+    def _shared_memory_unregister(self, payload: bytes) -> bytes:
+        request = _parse(pb.SystemSharedMemoryUnregisterRequest(), payload)
+        self._engine.regions().unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse().SerializeToString()
 
 
 class BlockingMethods:

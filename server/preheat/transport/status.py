@@ -3,6 +3,7 @@
 from grpc import StatusCode
 
 from preheat.errors import (
+    AlreadyExists,
     ExecutionFailed,
     InternalError,
     InvalidRequest,
@@ -10,7 +11,9 @@ from preheat.errors import (
     MessageTooLarge,
     ModelNotFound,
     ModelUnavailable,
+    OutputTooLarge,
     QueueFull,
+    RegionNotFound,
     RequestCancelled,
     RequestTimeout,
     ServerStopping,
@@ -22,6 +25,9 @@ from preheat.errors import (
 # As Triton answers (its S:src/grpc/grpc_utils.cc): clients retry UNAVAILABLE and give up on the others.
 _CODES: dict[type[ServingError], StatusCode] = {
     InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    AlreadyExists: StatusCode.ALREADY_EXISTS,
+    RegionNotFound: StatusCode.NOT_FOUND,
+    OutputTooLarge: StatusCode.INTERNAL,
     # As gRPC's own libraries answer.
     MessageTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     ModelNotFound: StatusCode.NOT_FOUND,

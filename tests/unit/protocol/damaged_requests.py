@@ -104,11 +104,32 @@ def _parameter(writer: RecordWriter, number: int, *, extensions: bool = False) -
         lambda: writer.number(5, dice.choice(_INTEGERS)),
     )
     values = [dice.choice(choices)() for _ in range(dice.choice((1,) * 12 + (0, 2)))]
+    if extensions and dice.random() < 0.3:
+        return _place(writer, number)
     key = dice.choice(_EXTENSIONS if dice.random() < (0.4 if extensions else 0.05) else _KEYS)
     entry = [writer.delimited(1, _name(writer) if writer.odd() else key)]
     if dice.random() < 0.97:
         entry += writer.merged(2, values)
     return [writer.delimited(number, writer.message(entry))]
+
+
+def _place(writer: RecordWriter, number: int) -> list[Record]:
+    """The parameters of a place in shared memory: mostly right."""
+    dice = writer.dice
+    entries = [
+        (b"shared_memory_region", writer.delimited(3, _name(writer))),
+        (
+            b"shared_memory_byte_size",
+            writer.number(2, dice.choice((0, 4, 2**40) if dice.random() < 0.9 else _INTEGERS)),
+        ),
+    ]
+    if dice.random() < 0.5:
+        entries.append((b"shared_memory_offset", writer.number(2, dice.choice((0, 8, -1)))))
+    return [
+        writer.delimited(number, writer.message([writer.delimited(1, key), writer.delimited(2, value)]))
+        for key, value in entries
+        if not writer.odd()
+    ]
 
 
 def _flip(dice: Random, payload: bytearray) -> bytes:

@@ -5,6 +5,7 @@ may break several rules, and no rule comes first: a refusal is right if it is by
 """
 
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,10 @@ _MOST_DIMENSIONS = 32
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a request says. ``inputs``: name, datatype, shape and data; raw as it came, typed as it would be raw."""
+    """What a request says. ``inputs``: name, datatype, shape and data; raw as it came, typed as it would be raw.
+
+    ``sources`` by an input's position, ``places`` by an output's name: region, offset and size in shared memory.
+    """
 
     model: str
     version: str
@@ -42,6 +46,8 @@ class Said:
     inputs: list[tuple[str, str, tuple[int, ...], bytes | list[bytes]]]
     outputs: list[str]
     parameters: dict[str, Any]
+    sources: dict[str, tuple[str, int, int]]
+    places: dict[str, tuple[str, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +73,39 @@ def judge(payload: bytes) -> Verdict:
 
 
 def _extension_refusals(message: pb.ModelInferRequest) -> set[type[ServingError]]:
-    """Shared memory and classification are extensions that the server does not list."""
-    keys = {key for tensor in message.inputs for key in tensor.parameters}
-    keys |= {key for output in message.outputs for key in output.parameters}
-    classifies = any("classification" in output.parameters for output in message.outputs)
-    return {Unsupported} if "shared_memory_region" in keys or classifies else set()
+    """Classification is an extension that the server does not list; places in shared memory may be no places."""
+    refusals: set[type[ServingError]] = set()
+    if any("classification" in output.parameters for output in message.outputs):
+        refusals.add(Unsupported)
+    given = [each.parameters for each in message.inputs] + [each.parameters for each in message.outputs]
+    if not all(map(_is_placed_right, given)):
+        refusals.add(InvalidRequest)
+    return refusals
+
+
+def _is_placed_right(parameters: Mapping[str, pb.InferParameter]) -> bool:
+    """Not in shared memory, or by the name of a region, a size, and an offset unless that is 0."""
+    if "shared_memory_region" not in parameters:
+        return True
+    numbers = [parameters[key] for key in ("shared_memory_byte_size", "shared_memory_offset") if key in parameters]
+    return (
+        parameters["shared_memory_region"].WhichOneof("parameter_choice") == "string_param"
+        and "shared_memory_byte_size" in parameters
+        and all(each.WhichOneof("parameter_choice") == "int64_param" and each.int64_param >= 0 for each in numbers)
+    )
 
 
 def _data_refusals(message: pb.ModelInferRequest) -> set[type[ServingError]]:
     raw = len(message.raw_input_contents)
     wrong = any(len(tensor.shape) > _MOST_DIMENSIONS for tensor in message.inputs)
+    shared = [each for each in message.inputs if "shared_memory_region" in each.parameters]
+    wrong |= any(tensor.HasField("contents") for tensor in shared)
+    sent = [each for each in message.inputs if "shared_memory_region" not in each.parameters]
     if raw:
-        wrong |= raw != len(message.inputs)
-        wrong |= any(tensor.HasField("contents") for tensor in message.inputs)
+        wrong |= raw != len(sent)
+        wrong |= any(tensor.HasField("contents") for tensor in sent)
     else:
-        wrong |= any(not _is_typed_right(tensor) for tensor in message.inputs)
+        wrong |= any(not _is_typed_right(tensor) for tensor in sent)
     return {InvalidRequest} if wrong else set()
 
 
@@ -94,8 +118,13 @@ def _is_typed_right(tensor: pb.ModelInferRequest.InferInputTensor) -> bool:
 
 
 def _say(message: pb.ModelInferRequest) -> Said:
-    data: list[bytes | list[bytes]] = list(message.raw_input_contents)
-    data = data or [_typed_data(tensor) for tensor in message.inputs]
+    raw = iter(message.raw_input_contents)
+    data: list[bytes | list[bytes]] = []
+    for tensor in message.inputs:
+        if "shared_memory_region" in tensor.parameters:
+            data.append(b"")
+        else:
+            data.append(next(raw) if message.raw_input_contents else _typed_data(tensor))
     return Said(
         message.model_name,
         message.model_version,
@@ -106,7 +135,21 @@ def _say(message: pb.ModelInferRequest) -> Said:
         ],
         [output.name for output in message.outputs],
         {key: getattr(each, str(each.WhichOneof("parameter_choice"))) for key, each in message.parameters.items()},
+        _places([(str(k), each.parameters) for k, each in enumerate(message.inputs)]),
+        _places([(each.name, each.parameters) for each in message.outputs]),
     )
+
+
+def _places(tensors: Sequence[tuple[str, Mapping[str, pb.InferParameter]]]) -> dict[str, tuple[str, int, int]]:
+    return {
+        name: (
+            parameters["shared_memory_region"].string_param,
+            parameters["shared_memory_offset"].int64_param if "shared_memory_offset" in parameters else 0,
+            parameters["shared_memory_byte_size"].int64_param,
+        )
+        for name, parameters in tensors
+        if "shared_memory_region" in parameters
+    }
 
 
 def _typed_data(tensor: pb.ModelInferRequest.InferInputTensor) -> bytes | list[bytes]:

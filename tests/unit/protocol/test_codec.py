@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from preheat.errors import InvalidRequest, ServingError, Unsupported
-from preheat.messages import InferResponse, OutputTensor, Parameter
+from preheat.messages import InferResponse, OutputTensor, Parameter, Place
 from preheat.protocol import grpc_service_pb2 as pb
 from preheat.protocol.codec import decode_request, encode_response
 from preheat.tensors import Array, DataType, from_raw, to_raw
@@ -152,7 +153,9 @@ def test_too_few_raw_contents_are_refused_by_the_first_input_without() -> None:
 def test_too_many_raw_contents_are_refused_by_their_number() -> None:
     message = raw_message(("x", DataType.INT8, np.zeros(1, np.int8)))
     message.raw_input_contents.append(b"")
-    assert refusal(message) == "raw_input_contents has 2 entries for 1 inputs for model 'm'"
+    assert refusal(message) == (
+        "raw_input_contents has 2 entries for 1 inputs that are not in shared memory for model 'm'"
+    )
 
 
 def test_an_input_without_any_data_is_refused() -> None:
@@ -204,13 +207,64 @@ def test_a_parameter_without_a_value_is_refused_by_its_name() -> None:
 
 
 def test_what_is_not_offered_is_refused_as_such_and_by_what_asked_for_it() -> None:
-    shared_input, shared_output, classes = (pb.ModelInferRequest(model_name="m") for _ in range(3))
-    shared_input.inputs.add(name="x").parameters["shared_memory_region"].string_param = "r"
-    shared_output.outputs.add(name="y").parameters["shared_memory_region"].string_param = "r"
+    classes = pb.ModelInferRequest(model_name="m")
     classes.outputs.add(name="y").parameters["classification"].int64_param = 3
-    assert "input 'x': shared memory is not supported" in refusal(shared_input, Unsupported)
-    assert "output 'y': shared memory is not supported" in refusal(shared_output, Unsupported)
     assert "output 'y': the classification extension is not supported" in refusal(classes, Unsupported)
+
+
+def shared_message() -> pb.ModelInferRequest:
+    """Of three inputs the second in shared memory, the others raw; and an output that is to go there."""
+    message = raw_message(("a", DataType.INT8, np.ones(1, np.int8)), ("c", DataType.INT8, np.zeros(1, np.int8)))
+    message.inputs.insert(1, pb.ModelInferRequest.InferInputTensor(name="b", datatype="FP32", shape=[2]))
+    message.outputs.add(name="y")
+    for tensor, offset in ((message.inputs[1], None), (message.outputs[0], 8)):
+        tensor.parameters["shared_memory_region"].string_param = "r"
+        tensor.parameters["shared_memory_byte_size"].int64_param = 8
+        if offset is not None:
+            tensor.parameters["shared_memory_offset"].int64_param = offset
+    return message
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_raw_contents_are_those_of_the_inputs_that_are_not_in_shared_memory(known: bool) -> None:
+    payload = shared_message().SerializeToString()
+    for _ in range(1 + known):
+        request = decode_request(payload, deadline_s=None)
+    data = [bytes(each.data) for each in request.inputs]
+    assert data == [b"\1", b"", b"\0"]
+    assert request.sources == ((1, Place("r", 0, 8)),)
+    assert dict(request.places) == {"y": Place("r", 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("shared_memory_byte_size", "needs 'shared_memory_byte_size'"),
+        ("shared_memory_offset", "'shared_memory_offset' must be a whole number"),
+        ("shared_memory_region", "must be a string"),
+    ],
+)
+def test_a_place_that_is_none_is_refused_by_what_is_wrong_with_it(key: str, said: str) -> None:
+    for position in (0, 1):
+        message = shared_message()
+        tensor: Any = (message.inputs[1], message.outputs[0])[position]
+        if key == "shared_memory_byte_size":
+            del tensor.parameters[key]
+        else:
+            tensor.parameters[key].int64_param = -1
+        assert said in refusal(message)
+        assert ("input 'b'", "output 'y'")[position] in refusal(message)
+
+
+def test_an_output_that_was_put_into_shared_memory_has_an_empty_entry_in_the_answer() -> None:
+    outputs = (
+        OutputTensor("a", DataType.INT8, np.ones(2, np.int8)),
+        OutputTensor("b", DataType.INT8, np.ones(3, np.int8), placed=True),
+        OutputTensor("c", DataType.INT8, np.zeros(1, np.int8)),
+    )
+    message = pb.ModelInferResponse.FromString(encode_response(InferResponse("m", "1", "", outputs)))
+    assert list(message.raw_output_contents) == [b"\1\1", b"", b"\0"]
+    assert [(each.name, list(each.shape)) for each in message.outputs] == [("a", [2]), ("b", [3]), ("c", [1])]
 
 
 @given(st.binary(max_size=200))

@@ -43,7 +43,9 @@ def decoded(payload: bytes) -> InferRequest | ServingError:
 def said_by(request: InferRequest) -> Said:
     inputs = [(each.name, each.datatype, each.shape, plain(each.data)) for each in request.inputs]
     outputs = list(request.requested_outputs)
-    return Said(request.model, request.version, request.id, inputs, outputs, dict(request.parameters))
+    sources = {str(position): (place.region, place.offset, place.size) for position, place in request.sources}
+    places = {name: (place.region, place.offset, place.size) for name, place in request.places.items()}
+    return Said(request.model, request.version, request.id, inputs, outputs, dict(request.parameters), sources, places)
 
 
 def plain(data: bytes | memoryview | Array) -> bytes | list[bytes]:

@@ -1,0 +1,55 @@
+"""Requests whose tensors lie in memory that a client shares: read from there, and answered to there."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from preheat.errors import OutputTooLarge
+from preheat.memory.regions import Regions
+from preheat.messages import InferRequest, InferResponse
+from preheat.scheduling.pending import Answer, Reply
+from preheat.tensors import Buffer, to_buffer
+
+# Types whose values never say where to read: only those are used where they lie, for a client can change them at any
+# time. A length, an index or a mask that changes after it was looked at could lead a computation anywhere.
+_HARMLESS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+
+
+def share(regions: Regions, request: InferRequest, reply: Reply) -> tuple[InferRequest, Reply]:
+    """``request`` with its inputs from shared memory, and a reply that puts outputs there before it is given.
+
+    A region lives on while a request uses it, also when it is unregistered. Raises RegionNotFound, InvalidRequest.
+    """
+    inputs = list(request.inputs)
+    for position, place in request.sources:
+        data: Buffer = regions.read(*place)
+        if inputs[position].datatype not in _HARMLESS:
+            data = bytes(data)
+        inputs[position] = inputs[position]._replace(data=data)
+    if request.places:
+        rooms = {name: regions.write(*place) for name, place in request.places.items()}
+        reply = partial(_put_and_reply, rooms, reply)
+    return request._replace(inputs=tuple(inputs)), reply
+
+
+def _put_and_reply(rooms: Mapping[str, memoryview], reply: Reply, answer: Answer) -> None:
+    reply(_put(rooms, answer) if isinstance(answer, InferResponse) else answer)
+
+
+def _put(rooms: Mapping[str, memoryview], answer: InferResponse) -> Answer:
+    """Copy outputs to where the client wants them."""
+    outputs = list(answer.outputs)
+    for position, output in enumerate(outputs):
+        room = rooms.get(output.name)
+        if room is None:
+            continue
+        raw = to_buffer(output.array)
+        if len(raw) > len(room):
+            return OutputTooLarge(
+                f"shared memory size specified with the request for output '{output.name}' ({len(room)} bytes) should "
+                f"be at least {len(raw)} bytes to hold the results"
+            )
+        np.copyto(np.frombuffer(room, np.uint8, len(raw)), np.frombuffer(raw, np.uint8))
+        outputs[position] = output._replace(placed=True)
+    return answer._replace(outputs=tuple(outputs))
