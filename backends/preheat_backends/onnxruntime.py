@@ -113,7 +113,9 @@ class OnnxRuntimeModel(Model):
 
 
 class OnnxRuntimeSession(TensorSession):
-    """Runs the graph. Belongs to the thread that opened it."""
+    """Runs the graph, on whichever thread asks: ONNX Runtime keeps nothing by thread."""
+
+    any_thread = True
 
     def __init__(self, session: ort.InferenceSession, outputs: tuple[str, ...], run: "_Run") -> None:
         self._session = session

@@ -31,10 +31,11 @@ from preheat.telemetry.machine import MachineCollector
 from preheat.telemetry.metrics import MetricsServer, StatisticsCollector
 from preheat.telemetry.statistics import Statistics
 from preheat.transport.choice import make_transport
-from preheat.transport.listening import Listening, Tls
+from preheat.transport.listening import Listening, Tls, address_of
 
 log = logging.getLogger("preheat")
 
+_OBJECTS_BETWEEN_COLLECTIONS = 20_000
 # Answers that are ready when the transport stops get this long to reach their clients.
 _FLUSH_SECONDS = 5.0
 
@@ -91,8 +92,8 @@ class Server:
         )
         try:
             port = await self._transport.start()
-            log.info("Preheat %s: gRPC on %s:%d", __version__, host, port)
-            log.info("metrics on http://%s:%d/metrics", host, metrics.port)
+            log.info("Preheat %s: gRPC on %s", __version__, address_of(host, port))
+            log.info("metrics on http://%s/metrics", address_of(host, metrics.port))
             health = asyncio.create_task(self._follow_health())
             loading = asyncio.create_task(self._load())
             for task in (health, loading):
@@ -181,10 +182,10 @@ def _listening(settings: Settings) -> Listening:
         host=settings.host,
         port=settings.grpc_port,
         max_message_bytes=settings.max_message_bytes,
-        max_concurrent_streams=settings.max_concurrent_streams,
+        max_concurrent_streams=settings.max_concurrent_streams or None,
         keepalive_s=settings.keepalive_seconds,
         keepalive_timeout_s=settings.keepalive_timeout_seconds,
-        max_connection_age_s=settings.max_connection_age_seconds,
+        max_connection_age_s=settings.max_connection_age_seconds or None,
         compression=settings.response_compression,
         tls=_tls(settings),
     )
@@ -223,6 +224,8 @@ def _import_backends(found: Iterable[ModelFolder | BrokenModel]) -> None:
             load_backend(name)
     gc.collect()
     gc.freeze()
+    # Requests make hundreds of objects that refer to nothing in turn: by default, every few are looked through.
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
 
 
 def _wanted(

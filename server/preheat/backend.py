@@ -210,7 +210,12 @@ Outcome: TypeAlias = Response | ServingError
 
 
 class Session:
-    """One instance's ability to run the model. Belongs to one thread, which opened it."""
+    """One instance's ability to run the model. Belongs to one thread, which opened it.
+
+    ``any_thread``: it may be run on other threads too, one at a time; then quick batches run where they were received.
+    """
+
+    any_thread: bool = False
 
     def close(self) -> None:
         """Free what this session alone holds. Called once, by the session's thread, after its last batch."""
@@ -232,10 +237,10 @@ class TensorSession(Session, ABC):
         """Run one batch: axis 0 of every array is the batch where the model batches.
 
         Inputs come in the signature's order, less optional ones that are not there.
-        Inputs are C-contiguous, may be read-only, and are the session's only until it returns. Outputs must stay
-        valid until the next call. Outputs beyond the signature's are ignored. Raises ExecutionFailed with a text the
-        client may see, or InvalidRequest for values that the client should not have sent; anything else counts as a
-        defect of the backend, fails this batch, and is logged.
+        Inputs are C-contiguous, may be read-only, and stay as they are until the next call, as outputs must: these may
+        be views of those. Outputs beyond the signature's are ignored. Raises ExecutionFailed with a text the client may
+        see, or InvalidRequest for values that the client should not have sent; anything else counts as a defect of the
+        backend, fails this batch, and is logged.
         """
 
     def infer_eagerly(self, inputs: Tensors) -> Tensors:

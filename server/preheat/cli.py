@@ -18,6 +18,7 @@ from preheat.plugins import backend_names, extras_of, load_backend
 from preheat.settings import (
     InvalidSetting,
     configure_logging,
+    default_of,
     flag_of,
     make_settings,
     option_fields,
@@ -69,7 +70,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "repositories", type=Path, nargs="+", metavar="MODEL_REPOSITORY", help="a folder that holds models"
     )
     for each in option_fields():
-        text = f"{each.metadata['help']} (default {each.default}; {variable_of(each.name)})"
+        text = f"{each.metadata['help']} (default {default_of(each) or 'none'}; {variable_of(each.name)})"
         command.add_argument(flag_of(each.name), dest=each.name, metavar="VALUE", help=text)
     command.set_defaults(run=_run_serve)
 

@@ -103,14 +103,14 @@ class Engine:
         self._explicit_control = explicit_control
         self._phase = Phase.SERVING
 
-    def submit(self, request: InferRequest, reply: Reply) -> Ticket | None:
+    def submit(self, request: InferRequest, reply: Reply, *, wake: bool = True) -> Ticket | None:
         """Take a request, and call ``reply`` exactly once with its answer or an error: now, or later on another thread.
 
         The ticket calls it off; None if it was refused before it was queued. Arrays in the answer are only valid until
-        ``reply`` returns.
+        ``reply`` returns. ``wake`` False: the caller wakes the ticket's handle soon.
         """
         try:
-            return self._submit(request, reply)
+            return self._submit(request, reply, wake=wake)
         except ServingError as exc:
             error = exc
         except Exception:
@@ -210,14 +210,14 @@ class Engine:
         self._refuse_unless_explicit("unload")
         self._manager.unload_model(model)
 
-    def _submit(self, request: InferRequest, reply: Reply) -> Ticket:
+    def _submit(self, request: InferRequest, reply: Reply, *, wake: bool) -> Ticket:
         self._refuse_when_stopping()
         _refuse_reserved_parameters(request)
         if request.sources or request.places:
             request, reply = share(self.regions(), request, reply)
         while True:
             handle = self._registry.find(request.model, request.version)
-            pending = handle.submit(request, reply)
+            pending = handle.submit(request, reply, wake=wake)
             if pending is not None:
                 return Ticket(handle, pending)
             # It began to drain between the two calls: look again, and find its successor or that there is none.

@@ -11,7 +11,7 @@ from typing import Any
 LOG_LEVELS = ("debug", "info", "warning", "error")
 CONTROL_MODES = ("none", "explicit")
 TRANSPORTS = ("grpcio", "native", "auto")
-COMPRESSIONS = ("none", "deflate", "gzip")
+COMPRESSIONS = ("none", "low", "medium", "high")
 # A protobuf message, and so a gRPC message, cannot be larger.
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _MAX_SECONDS = 86400.0
@@ -64,7 +64,13 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 def _switch(text: str) -> bool:
-    return _one_of("true", "false")(text) == "true"
+    return _one_of("true", "false")(text.lower()) == "true"
+
+
+def _count_or_zero(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("must be a whole number")
+    return int(text)
 
 
 def _message_bytes(text: str) -> int:
@@ -119,8 +125,8 @@ class Settings:
         _switch,
         "true: clients on this machine may register shared memory, which lets them end the server by shrinking it",
     )
-    max_concurrent_streams: int | None = _setting(
-        None, _count, "how many calls a connection may have at once; None leaves it to the transport"
+    max_concurrent_streams: int = _setting(
+        0, _count_or_zero, "how many calls a connection may have at once; 0 leaves it to the transport"
     )
     keepalive_seconds: float = _setting(
         60.0, _positive_seconds, "how long a connection may be silent before it is asked whether it lives"
@@ -128,20 +134,22 @@ class Settings:
     keepalive_timeout_seconds: float = _setting(
         20.0, _positive_seconds, "how long a connection that was asked has to answer; then it is closed"
     )
-    max_connection_age_seconds: float | None = _setting(
-        None,
-        _positive_seconds,
-        "after how long clients are told to connect anew, so that balancers can spread them; None: never; grpcio only",
+    max_connection_age_seconds: float = _setting(
+        0.0,
+        _seconds,
+        "after how long clients are told to connect anew, so that balancers can spread them; 0: never; grpcio only",
     )
     response_compression: str = _setting(
-        "none", _one_of(*COMPRESSIONS), f"how answers are compressed: {', '.join(COMPRESSIONS)}; grpcio only"
+        "none",
+        _one_of(*COMPRESSIONS),
+        f"how much answers are compressed, for clients that take it: {', '.join(COMPRESSIONS)}; grpcio only",
     )
     tls_certificate: str = _setting(
-        "", _text, "file with the server's certificate chain, in PEM: serve with TLS; needs --tls-key; grpcio only"
+        "", str, "file with the server's certificate chain, in PEM: serve with TLS; needs --tls-key; grpcio only"
     )
-    tls_key: str = _setting("", _text, "file with the private key of --tls-certificate, in PEM")
+    tls_key: str = _setting("", str, "file with the private key of --tls-certificate, in PEM")
     tls_client_ca: str = _setting(
-        "", _text, "file with certificates, in PEM: clients must show one that is signed by one of these"
+        "", str, "file with certificates, in PEM: clients must show one that is signed by one of these"
     )
     id: str = _setting("preheat", _text, "the server's name in its metadata")
     model_control_mode: str = _setting(
@@ -184,6 +192,11 @@ class Settings:
 def option_fields() -> list["dataclasses.Field[Any]"]:
     """The fields that are options: each has ``parse`` and ``help`` in its metadata."""
     return [each for each in dataclasses.fields(Settings) if each.metadata]
+
+
+def default_of(each: "dataclasses.Field[Any]") -> str:
+    """The default of a field, as it would be set."""
+    return str(each.default).lower() if isinstance(each.default, bool) else str(each.default)
 
 
 def flag_of(name: str) -> str:

@@ -11,7 +11,7 @@ from preheat import __version__
 from preheat.cli import main
 from preheat.plugins import backend_names
 from preheat.protocol import model_config_pb2 as pb
-from preheat.settings import flag_of, option_fields, variable_of
+from preheat.settings import default_of, flag_of, option_fields, variable_of
 
 DOUBLE = """
 backend: "double"
@@ -50,7 +50,7 @@ def test_serves_help_has_every_flag_with_its_variable_and_its_default(capsys: py
     text = " ".join(capsys.readouterr().out.split())
     for each in option_fields():
         assert flag_of(each.name) in text
-        assert f"(default {each.default}; {variable_of(each.name)})" in text
+        assert f"(default {default_of(each) or 'none'}; {variable_of(each.name)})" in text
 
 
 @pytest.mark.parametrize("command", ["serve", "config", "backends"])

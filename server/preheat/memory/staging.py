@@ -11,6 +11,8 @@ from preheat.tensors import Array
 
 # What vector instructions and engines' allocators are at home with; fewer, and some engines crash.
 ALIGNMENT = 64
+# Below this, looking where an array lies takes longer than copying it.
+_WORTH_LOOKING = 2**14
 # Makes room for a number of bytes, aligned: an array of uint8.
 Allocate: TypeAlias = Callable[[int], Array]
 # Makes room for an input: by its name, shape and dtype.
@@ -24,8 +26,13 @@ def allocate_aligned(size: int) -> Array:
     return whole[start : start + size]
 
 
-def is_aligned(array: Array) -> bool:
-    """Whether ``array`` lies in one piece, in order, at a multiple of ALIGNMENT."""
+def is_readable(array: Array) -> bool:
+    """Whether an engine may read ``array`` where it lies: in one piece, in order, at a multiple of ALIGNMENT.
+
+    False of small arrays, whose copy costs less than the answer.
+    """
+    if array.nbytes < _WORTH_LOOKING:
+        return False
     address: int = array.__array_interface__["data"][0]
     return not address % ALIGNMENT and array.flags.c_contiguous
 
@@ -39,13 +46,19 @@ class Staging(threading.local):
 
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}
+        # What was given last of each.
+        self._rooms: dict[str, Array] = {}
 
     def room(self, name: str, shape: tuple[int, ...], dtype: "np.dtype[Any]", allocate: Allocate) -> Array:
         """Room for input ``name``, with whatever was there before; of BYTES, whose elements are objects, new room."""
+        room = self._rooms.get(name)
+        if room is not None and room.shape == shape and room.dtype is dtype:
+            return room
         if dtype.kind == "O":
             return np.empty(shape, dtype)
         size = math.prod(shape) * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < size:
             buffer = self._buffers[name] = allocate(size)
-        return buffer[:size].view(dtype).reshape(shape)
+        room = self._rooms[name] = buffer[:size].view(dtype).reshape(shape)
+        return room

@@ -83,7 +83,7 @@ def close_model(model: Model) -> bool:
 class Handle:
     """A warm model version. Requests in flight are its leases: draining ends when the last is answered.
 
-    Any thread may call it. ``_in_flight`` and ``_accepting`` change only under ``_idle``.
+    Any thread may call it. ``_in_flight`` and ``_accepting`` change only under ``_lock``.
     """
 
     def __init__(
@@ -103,7 +103,8 @@ class Handle:
         )
         batching = completed.configuration.batching
         self._policies = QueuePolicies() if batching is None else batching.queues
-        self._idle = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._in_flight: set[Pending] = set()
         self._accepting = True
 
@@ -112,8 +113,10 @@ class Handle:
         """How many requests are queued, not executing."""
         return len(self._engines.queue)
 
-    def submit(self, request: InferRequest, reply: Reply) -> Pending | None:
+    def submit(self, request: InferRequest, reply: Reply, *, wake: bool = True) -> Pending | None:
         """Admit and queue a request; None if this version takes no more, and then ``reply`` is not called.
+
+        ``wake`` False: the caller calls :meth:`run_waiting` or :meth:`wake` soon.
 
         Raises InvalidRequest, also without calling ``reply``. A full queue is answered through ``reply``.
         """
@@ -132,19 +135,34 @@ class Handle:
             standing=standing,
             settle=self._settle,
         )
-        with self._idle:
+        with self._lock:
             if not self._accepting:
                 return None
             self._in_flight.add(pending)
         try:
             # Draining closes the queue only after the last lease returned, and this lease is held: it is open.
-            self._engines.queue.put(pending)
+            self._engines.queue.put(pending, wake=wake)
         except QueueFull as exc:
             pending.answer(exc)
         except Exception:
             log.exception("a request for model '%s' could not be queued", self.name)
             pending.answer(InternalError())
         return pending
+
+    def run_waiting(self) -> None:
+        """Run what waits here and now if that is quick, else have a worker do it. Never raises.
+
+        A model may hang, and then the calling thread does.
+        """
+        workers = self._engines.workers
+        if len(workers) > 1 or not workers[0].run_here():
+            self._engines.queue.wake()
+
+    def wake(self) -> None:
+        """Have a worker run what waits, if none is about to."""
+        workers = self._engines.workers
+        if len(workers) > 1 or not workers[0].busy:
+            self._engines.queue.wake()
 
     def cancel(self, pending: Pending) -> None:
         """The caller has left: answer, and forget the request if it still waits. Its batch peers are not touched."""
@@ -153,13 +171,13 @@ class Handle:
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take no more requests and wait until all in flight are answered; False if ``timeout_s`` passed before."""
-        with self._idle:
+        with self._lock:
             self._accepting = False
             return self._idle.wait_for(lambda: not self._in_flight, timeout_s)
 
     def abandon(self, error: ServingError) -> int:
         """Answer everything in flight with ``error``; how many there were. What a session computes later is dropped."""
-        with self._idle:
+        with self._lock:
             in_flight = list(self._in_flight)
         for pending in in_flight:
             pending.answer(error)
@@ -194,7 +212,7 @@ class Handle:
     def _settle(self, pending: Pending, answer: Answer) -> None:
         if isinstance(answer, ServingError):
             self._report_failure(_REASONS.get(type(answer), FailureReason.BACKEND), pending.arrived_s)
-        with self._idle:
+        with self._lock:
             self._in_flight.discard(pending)
             if not self._accepting and not self._in_flight:
                 self._idle.notify_all()

@@ -15,7 +15,7 @@ from preheat.errors import InvalidRequest, Unsupported
 from preheat.messages import InferRequest, InferResponse, InputTensor, Kind, Parameter, Place
 from preheat.protocol import grpc_service_pb2 as pb
 from preheat.protocol.places import is_shared, places_of, sources_of
-from preheat.protocol.records import cut, header
+from preheat.protocol.records import Layout, cut, header
 from preheat.protocol.typed_contents import decode_contents, no_data
 from preheat.tensors import Array, Buffer, raw_size, to_buffer
 
@@ -35,6 +35,8 @@ _ID = pb.ModelInferRequest.ID_FIELD_NUMBER
 # How many kinds of requests and answers are remembered, and how long a request may be, without id and data, that is.
 _MOST_KNOWN = 1024
 _MOST_KNOWN_BYTES = 4096
+# What a message begins with is its model's name, which these bytes tell from most others.
+_TELLING_BYTES = 12
 
 _NOTHING = memoryview(b"")
 
@@ -65,36 +67,53 @@ class _Envelope(NamedTuple):
 
 # By the bytes that say it: a client's requests mostly differ in their data only, and its answers with them.
 _known: dict[bytes, _Known] = {}
+# By length and first bytes: the message of that length that was cut last.
+_layouts: dict[tuple[int, bytes], tuple[Layout, _Known]] = {}
 _envelopes: dict[tuple[object, ...], _Envelope] = {}
 
 
 def decode_request(payload: bytes, *, deadline_s: float | None) -> InferRequest:
     """Decode a ModelInferRequest. Raises InvalidRequest, or Unsupported for an extension this server does not have."""
+    like = (len(payload), payload[:_TELLING_BYTES])
+    layout = _layouts.get(like)
+    parts = None if layout is None else layout[0].cut(payload)
+    if layout is not None and parts is not None:
+        return _fill(layout[1], *parts, len(payload), deadline_s)
     found = cut(payload, only=_ID, contents=_RAW_INPUTS)
     if found is None:
         return _decode_message(payload, deadline_s)
-    identity = _text(found.only) if found.only else ""
+    # Before all else: if it is no text, the message is none.
+    _text(found.only)
     known = _known.get(found.rest)
     if known is None:
         message = _parse(found.rest)
         if not found.contents and not all(is_shared(tensor) for tensor in message.inputs):
             return _decode_message(payload, deadline_s)
         known = _learn(message, found.rest)
-    contents = found.contents
-    if len(contents) != len(known.sent):
-        raise _wrong_count(len(contents), [known.tensors[position][0] for position in known.sent], known.model)
+    if len(found.contents) != len(known.sent):
+        names = [known.tensors[position][0] for position in known.sent]
+        raise _wrong_count(len(found.contents), names, known.model)
+    if len(found.rest) <= _MOST_KNOWN_BYTES:
+        _remember(_layouts, like, (Layout(payload, found.spans), known))
+    return _fill(known, found.only, found.contents, len(payload), deadline_s)
+
+
+def _fill(
+    known: _Known, identity: bytes, contents: Sequence[memoryview], size: int, deadline_s: float | None
+) -> InferRequest:
+    """A request of a kind that is known."""
     if known.sources:
         each = iter(contents)
         contents = [next(each) if position in known.sent else _NOTHING for position in range(len(known.tensors))]
     return InferRequest(
         known.model,
         known.version,
-        identity,
+        _text(identity),
         tuple([InputTensor(*tensor, data) for tensor, data in zip(known.tensors, contents, strict=True)]),
         known.outputs,
         known.parameters,
         deadline_s,
-        len(payload),
+        size,
         known.kind,
         known.sources,
         known.places,

@@ -19,11 +19,37 @@ _MOST_RECORDS = 1000
 
 
 class Cut(NamedTuple):
-    """A message without the records of two fields: the only one there was of one, and all of the other, as views."""
+    """A message without the records of two fields: the only one there was of one, and all of the other, as views.
+
+    ``spans`` are where these contents lay: that of the one, empty where there was none, and then those of the other.
+    """
 
     rest: bytes
-    only: bytes | None
+    only: bytes
     contents: Sequence[memoryview]
+    spans: Sequence[tuple[int, int]]
+
+
+class Layout:
+    """Where a message has what the next one like it will differ in; it is compared in all else, and then cut there."""
+
+    __slots__ = ("_fixed", "_only", "_spans")
+
+    def __init__(self, payload: bytes, spans: Sequence[tuple[int, int]]) -> None:
+        """``spans`` as in :class:`Cut`."""
+        self._only = slice(*spans[0])
+        self._spans = tuple(slice(*span) for span in spans[1:])
+        edges = [0, *(edge for span in sorted(spans) for edge in span), len(payload)]
+        between = zip(edges[::2], edges[1::2], strict=True)
+        self._fixed = tuple((slice(start, stop), payload[start:stop]) for start, stop in between if start < stop)
+
+    def cut(self, payload: bytes) -> tuple[bytes, Sequence[memoryview]] | None:
+        """The contents of ``payload``, of the same length: the only one, and the others; None if it is not like it."""
+        for place, expected in self._fixed:
+            if payload[place] != expected:
+                return None
+        view = memoryview(payload)
+        return payload[self._only], [view[span] for span in self._spans]
 
 
 class _Odd(Exception):
@@ -48,12 +74,14 @@ def _cut(payload: bytes, only_tag: int, contents_tag: int) -> Cut:
     end = len(payload)
     kept: list[memoryview] = []
     contents: list[memoryview] = []
-    only = None
+    spans: list[tuple[int, int]] = []
+    only: tuple[int, int] | None = None
     position = keep_from = 0
     for _ in range(_MOST_RECORDS):
         if position == end:
             kept.append(view[keep_from:])
-            return Cut(b"".join(kept), only, contents)
+            spans.insert(0, (0, 0) if only is None else only)
+            return Cut(b"".join(kept), payload[slice(*spans[0])], contents, spans)
         tag = payload[position]
         start = position + 2
         stop = start + payload[position + 1]
@@ -68,8 +96,9 @@ def _cut(payload: bytes, only_tag: int, contents_tag: int) -> Cut:
             keep_from = stop
             if tag == contents_tag:
                 contents.append(view[start:stop])
+                spans.append((start, stop))
             elif only is None:
-                only = payload[start:stop]
+                only = start, stop
             else:
                 break
         position = stop

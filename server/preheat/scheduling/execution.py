@@ -3,8 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from preheat.backend import Outside, Request, RequestSession, Response, Session, Signature, TensorSession
 from preheat.compilations import Compilation, CompilationKind, report_compilation
@@ -22,8 +22,7 @@ from preheat.tensors import Array, Tensors
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stages:
+class _Stages(NamedTuple):
     """When the stages of one batch ended, on the executor's clock."""
 
     collated_s: float

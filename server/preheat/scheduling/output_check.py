@@ -8,16 +8,22 @@ from preheat.backend import Signature, TensorSpec
 from preheat.errors import ExecutionFailed
 from preheat.tensors import Array, DataType, Tensors
 
+# As many combinations of shapes as are remembered.
+_MOST_PASSED = 1024
+
 
 class OutputCheck:
     """Holds a session's outputs against the signature: a model that breaks its promise must not break its callers.
 
-    Immutable after construction.
+    Any thread. ``_passed`` has shapes and types that were found right, which are most of what is asked about.
     """
 
     def __init__(self, model: str, signature: Signature) -> None:
         self._model = model
         self._signature = signature
+        self._names = tuple(spec.name for spec in signature.outputs)
+        self._looks_inside = any(spec.datatype is DataType.BYTES for spec in signature.outputs)
+        self._passed: set[tuple[object, ...]] = set()
 
     def check(self, outputs: Tensors, inputs: Tensors, rows: int | None, names: Sequence[str] = ()) -> Tensors:
         """The outputs called ``names``, all of the signature's if empty, checked.
@@ -27,6 +33,30 @@ class OutputCheck:
         ``rows`` is the batch axis of ``inputs``, None for a model without one. Named dimensions of outputs must have
         the sizes that they have in ``inputs``.
         """
+        seen = None if names or self._looks_inside else self._look(outputs, inputs, rows)
+        if seen is not None and seen in self._passed:
+            return {name: outputs[name] for name in self._names}
+        checked = self._check(outputs, inputs, rows, names)
+        if seen is not None:
+            if len(self._passed) >= _MOST_PASSED:
+                self._passed.clear()
+            self._passed.add(seen)
+        return checked
+
+    def _look(self, outputs: Tensors, inputs: Tensors, rows: int | None) -> tuple[object, ...] | None:
+        """All that the check depends on; None where there is something that is no array, as there should be."""
+        seen: list[object] = [rows, *[array.shape for array in inputs.values()], *inputs]
+        try:
+            for name in self._names:
+                output = outputs[name]
+                if type(output) is not np.ndarray:
+                    return None
+                seen += (output.shape, output.dtype)
+        except (KeyError, TypeError):
+            return None
+        return tuple(seen)
+
+    def _check(self, outputs: Tensors, inputs: Tensors, rows: int | None, names: Sequence[str]) -> Tensors:
         if not isinstance(outputs, Mapping):
             raise ExecutionFailed(f"model '{self._model}' gave {type(outputs).__name__} instead of outputs")
         sizes = self._named_sizes(inputs)

@@ -8,7 +8,7 @@ import numpy as np
 
 from preheat.backend import Buckets, Dimension, Outside, Signature
 from preheat.errors import InvalidRequest
-from preheat.memory.staging import Room, is_aligned
+from preheat.memory.staging import Room, is_readable
 from preheat.scheduling.pending import BatchKey
 from preheat.tensors import Array, Tensors
 
@@ -99,7 +99,7 @@ class Padding:
 
     def _join(self, name: str, arrays: Sequence[Array], rows: int | None, shape: tuple[int, ...], room: Room) -> Array:
         whole = shape if rows is None else (rows, *shape)
-        if len(arrays) == 1 and arrays[0].shape == whole and is_aligned(arrays[0]):
+        if len(arrays) == 1 and arrays[0].shape == whole and is_readable(arrays[0]):
             return arrays[0]
         joined = room(name, whole, arrays[0].dtype)
         if rows is None:

@@ -6,6 +6,7 @@ a model without a timeout of its own may let requests bring one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from preheat.errors import InvalidRequest
 from preheat.messages import Parameter
@@ -34,8 +35,7 @@ class QueuePolicy:
         return asked_s if self.timeout_s is None else min(asked_s, self.timeout_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """One request's place: its ``level``, 0 first.
 
     Once ``expires_s`` has passed it is refused; once ``yields_s`` has, others of its level go first.

@@ -6,7 +6,7 @@ An observer is called on whatever thread the fact arose on, must be quick, and m
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 
 class FailureReason(enum.Enum):
@@ -18,8 +18,7 @@ class FailureReason(enum.Enum):
     OTHER = "OTHER"
 
 
-@dataclass(frozen=True, slots=True)
-class BatchExecuted:
+class BatchExecuted(NamedTuple):
     """A batch was executed and its requests answered.
 
     ``rows`` real rows, without padding. ``queue_s`` and ``request_s`` have one entry per request: its time in the queue

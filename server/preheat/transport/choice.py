@@ -40,7 +40,7 @@ def make_transport(engine: Engine, listening: Listening, *, wanted: str, trusted
     """
     if wanted == GRPCIO or (wanted == AUTO and not trusted):
         return GrpcioTransport(engine, listening)
-    objection = _objection(listening, trusted=trusted and wanted == NATIVE)
+    objection = _objection(listening, told_twice=trusted and wanted == NATIVE)
     if objection is None:
         # Late: it is an extra.
         from preheat.transport.native import NativeTransport
@@ -48,26 +48,27 @@ def make_transport(engine: Engine, listening: Listening, *, wanted: str, trusted
         return NativeTransport(engine, listening)
     if wanted == NATIVE:
         raise InvalidSetting(f"--transport native: {objection}")
-    log.info("transport: grpcio, because of the native one %s", objection)
+    log.info("transport: grpcio, since the native one %s", objection)
     return GrpcioTransport(engine, listening)
 
 
-def _objection(listening: Listening, *, trusted: bool) -> str | None:
+def _objection(listening: Listening, *, told_twice: bool) -> str | None:
     """Why the native transport cannot serve on ``listening``; None if it can."""
     if importlib.util.find_spec("pygrpc_native") is None:
         return "is not installed: pip install 'preheat[native]'"
     unable = {
         "TLS (--tls-certificate)": listening.tls is not None,
         "compression (--response-compression)": listening.compression != "none",
-        "a limit on the age of connections (--max-connection-age-seconds)": listening.max_connection_age_s is not None,
+        "limit on the age of connections (--max-connection-age-seconds)": listening.max_connection_age_s is not None,
     }
     for what, asked in unable.items():
         if asked:
             return f"has no {what}: use --transport grpcio"
-    if not trusted and not _is_private(listening.host):
+    if not told_twice and not _is_private(listening.host):
         return (
             f"must not be reached from everywhere, as {listening.host} may be, for a hostile peer can end the process: "
-            "use --transport grpcio, or say --trusted-network true if only those whom you trust can reach it"
+            "use --transport grpcio; or both --transport native and --trusted-network true, if only those can reach it "
+            "whom you trust"
         )
     return None
 
@@ -78,6 +79,10 @@ def _is_private(host: str) -> bool:
         found = {str(each[4][0]) for each in socket.getaddrinfo(host, None)}
     except OSError:
         return False
-    addresses = [ipaddress.ip_address(each.partition("%")[0]) for each in found]
     # "Any address" counts as private to the library.
-    return all(each.is_private and not each.is_unspecified for each in addresses)
+    return all(each.is_private and not each.is_unspecified for each in map(_address, found))
+
+
+def _address(text: str) -> "ipaddress.IPv4Address | ipaddress.IPv6Address":
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address

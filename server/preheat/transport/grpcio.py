@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from preheat.engine import Engine
 from preheat.errors import InternalError, ServingError, Unsupported
+from preheat.models.handle import Handle
 from preheat.protocol import grpc_service_pb2 as pb
 from preheat.protocol.codec import MAX_MESSAGE_BYTES
 from preheat.transport.health import Health
@@ -30,11 +32,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 UnaryHandler: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
 
-_COMPRESSION = {
-    "none": grpc.Compression.NoCompression,
-    "deflate": grpc.Compression.Deflate,
-    "gzip": grpc.Compression.Gzip,
-}
+# GRPC_COMPRESS_LEVEL_*: gRPC takes an algorithm that the client does, where the channel's own setting does not ask.
+_COMPRESSION_LEVELS = {"none": 0, "low": 1, "medium": 2, "high": 3}
 # As often as anyone may ask whether the server is there; more often, and gRPC ends the connection.
 _LEAST_PING_INTERVAL_MS = 5_000
 # How long no call may come for the server to count as left alone.
@@ -46,12 +45,12 @@ _BLOCKING_CALLS = 8
 class GrpcioTransport:
     """Serves the engine on ``listening``. Made on the event loop it runs on, and belongs to it."""
 
-    def __init__(self, engine: Engine, listening: Listening, *, socket: Path | None = None) -> None:
-        """``socket``: a Unix socket to listen on instead of the address; it is made, in a folder that is there."""
+    def __init__(self, engine: Engine, listening: Listening) -> None:
         self._engine = engine
         self._listening = listening
-        self._socket = socket
-        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        self._mailbox = Mailbox(self._loop)
+        self._waiting: set[Handle] = set()
         self._health = Health(engine)
         # Not the loop's own executor: ending the loop waits for that, and a load cannot be interrupted.
         self._blocking_executor = ThreadPoolExecutor(_BLOCKING_CALLS, thread_name_prefix="control")
@@ -59,7 +58,7 @@ class GrpcioTransport:
         # Unary calls that have begun so far, and how many of them have not ended.
         self._begun = 0
         self._running = 0
-        self._server = grpc.aio.server(options=_options(listening), compression=_COMPRESSION[listening.compression])
+        self._server = grpc.aio.server(options=_options(listening))
         services = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers(
             (
@@ -69,14 +68,15 @@ class GrpcioTransport:
             )
         )
 
-    async def start(self) -> int:
+    async def start(self, socket: Path | None = None) -> int:
         """Bind and serve; the port bound (a free one for port 0).
 
-        Raises OSError if the address cannot be had, or a file of the certificates cannot be read.
+        ``socket``: a Unix socket to listen on instead of the address; it is made, in a folder that is there. Raises
+        OSError if the address cannot be had, or the certificates cannot be used.
         """
         self._health.refresh()
-        address = self._listening.address if self._socket is None else f"unix:{self._socket}"
-        tls = self._listening.tls if self._socket is None else None
+        address = self._listening.address if socket is None else f"unix:{socket}"
+        tls = self._listening.tls if socket is None else None
         try:
             if tls is None:
                 port: int = self._server.add_insecure_port(address)
@@ -151,16 +151,30 @@ class GrpcioTransport:
 
         return counted
 
+    def _wake_soon(self, handle: Handle) -> None:
+        """Have a worker run what waits for ``handle``, once all calls are queued that have come by now."""
+        if not self._waiting:
+            self._loop.call_soon(self._wake)
+        self._waiting.add(handle)
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for handle in waiting:
+            handle.wake()
+
     async def _model_infer(self, payload: bytes, context: Context) -> bytes:
         # None without a deadline, which the stubs leave out.
         remaining_s = cast("float | None", context.time_remaining())
-        outcome: asyncio.Future[bytes | ServingError] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[bytes | ServingError] = self._loop.create_future()
         ticket = infer(
             self._engine,
             payload,
             deadline_s=None if remaining_s is None else time.monotonic() + remaining_s,
             respond=lambda response: self._mailbox.post(lambda: _resolve(outcome, response)),
+            wake=False,
         )
+        if ticket is not None:
+            self._wake_soon(ticket.handle)
         try:
             response = await outcome
         except asyncio.CancelledError:
@@ -184,6 +198,8 @@ def _options(listening: Listening) -> list[tuple[str, int]]:
         # Clients may ask as often as the server does. gRPC's own limit is one question in five minutes.
         "grpc.http2.min_ping_interval_without_data_ms": _LEAST_PING_INTERVAL_MS,
     }
+    if listening.compression != "none":
+        options["grpc.default_compression_level"] = _COMPRESSION_LEVELS[listening.compression]
     if listening.max_concurrent_streams is not None:
         options["grpc.max_concurrent_streams"] = listening.max_concurrent_streams
     if listening.max_connection_age_s is not None:
@@ -192,7 +208,22 @@ def _options(listening: Listening) -> list[tuple[str, int]]:
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    """Raises OSError, naming the file, for one that cannot be read."""
+    """Raises OSError, naming the file, for one that cannot be read or is not what it should be."""
+    # gRPC itself would only say that it cannot listen.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except ssl.SSLError as exc:
+        raise OSError(f"{tls.certificate} and {tls.key} are no certificate and its key, in PEM: {exc}") from exc
+    except OSError as exc:
+        raise OSError(f"cannot read {tls.certificate} or {tls.key}: {exc.strerror}") from exc
+    if tls.client_authorities is not None:
+        try:
+            context.load_verify_locations(tls.client_authorities)
+        except ssl.SSLError as exc:
+            raise OSError(f"{tls.client_authorities} has no certificates, in PEM: {exc}") from exc
+        except OSError as exc:
+            raise OSError(f"cannot read {tls.client_authorities}: {exc.strerror}") from exc
     authorities = None if tls.client_authorities is None else tls.client_authorities.read_bytes()
     pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
@@ -201,7 +232,11 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
 async def _answer(rpc: str, response: bytes | ServingError, context: Context) -> bytes:
     """Return the response, or end the call with the error's status."""
     if isinstance(response, ServingError):
-        await context.abort(code_of(response, rpc), text_of(response))
+        try:
+            await context.abort(code_of(response, rpc), text_of(response))
+        except grpc.aio.InternalError as exc:
+            # The call is over: its deadline has passed meanwhile.
+            raise asyncio.CancelledError from exc
     return response
 
 

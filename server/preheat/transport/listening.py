@@ -21,7 +21,7 @@ class Listening:
 
     ``keepalive_s``: how long a connection may be silent before it is asked whether it lives, and
     ``keepalive_timeout_s`` how long it has to answer. ``max_concurrent_streams`` is of one connection.
-    ``compression`` of answers: none, gzip or deflate.
+    ``compression`` of answers: none, low, medium or high.
     """
 
     host: str
@@ -37,4 +37,9 @@ class Listening:
     @property
     def address(self) -> str:
         """As gRPC writes it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return address_of(self.host, self.port)
+
+
+def address_of(host: str, port: int) -> str:
+    """``host`` and ``port`` in one, as clients take them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

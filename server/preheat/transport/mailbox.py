@@ -1,19 +1,22 @@
 """From instance threads to an event loop, one wake-up for all answers of a batch."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 
 
 class Mailbox:
-    """Runs callbacks on an event loop, in order.
+    """Runs callbacks on an event loop; those of one thread in order.
 
-    :meth:`post` may be called from any thread; everything else belongs to the loop. Waking a loop costs a system
-    call, so callbacks that are posted before it wakes share one.
+    :meth:`post` may be called from any thread; everything else belongs to the loop, on whose thread it is made. Waking
+    a loop costs a system call, so callbacks that are posted before it wakes share one, and what is posted on its own
+    thread runs at once.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._thread = threading.get_ident()
         self._letters: deque[Callable[[], None]] = deque()
         # Emptied by whoever takes the duty to wake the loop, refilled by the loop before it reads: deque operations
         # are atomic.
@@ -21,6 +24,9 @@ class Mailbox:
 
     def post(self, letter: Callable[[], None]) -> None:
         """Have ``letter`` called on the loop soon. Raises RuntimeError if the loop is closed."""
+        if threading.get_ident() == self._thread:
+            self._read(letter)
+            return
         self._letters.append(letter)
         try:
             self._wake_duty.pop()
@@ -31,8 +37,10 @@ class Mailbox:
     def _deliver(self) -> None:
         self._wake_duty.append(None)
         while self._letters:
-            letter = self._letters.popleft()
-            try:
-                letter()
-            except Exception as exc:
-                self._loop.call_exception_handler({"message": "a letter could not be read", "exception": exc})
+            self._read(self._letters.popleft())
+
+    def _read(self, letter: Callable[[], None]) -> None:
+        try:
+            letter()
+        except Exception as exc:
+            self._loop.call_exception_handler({"message": "a letter could not be read", "exception": exc})

@@ -26,10 +26,13 @@ MessageT = TypeVar("MessageT", bound=Message)
 Respond: TypeAlias = Callable[[bytes | ServingError], None]
 
 
-def infer(engine: Engine, payload: bytes, *, deadline_s: float | None, respond: Respond) -> Ticket | None:
+def infer(
+    engine: Engine, payload: bytes, *, deadline_s: float | None, respond: Respond, wake: bool = True
+) -> Ticket | None:
     """ModelInfer.
 
-    ``respond`` is called exactly once, possibly on an instance thread, with the encoded answer or an error.
+    ``respond`` is called exactly once, possibly on an instance thread, with the encoded answer or an error. ``wake`` as
+    in :meth:`Engine.submit`.
     """
     try:
         request = decode_request(payload, deadline_s=deadline_s)
@@ -40,7 +43,7 @@ def infer(engine: Engine, payload: bytes, *, deadline_s: float | None, respond: 
         log.exception("a ModelInfer request could not be decoded")
         respond(InternalError())
         return None
-    return engine.submit(request, lambda answer: respond(_encode(answer)))
+    return engine.submit(request, lambda answer: respond(_encode(answer)), wake=wake)
 
 
 class ControlMethods:

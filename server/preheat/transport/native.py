@@ -19,6 +19,7 @@ from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from preheat.engine import Engine, Ticket
 from preheat.errors import InternalError, MessageTooLarge, ServingError
+from preheat.models.handle import Handle
 from preheat.transport.grpcio import GrpcioTransport
 from preheat.transport.listening import Listening
 from preheat.transport.methods import SERVICE, infer
@@ -34,8 +35,15 @@ log = logging.getLogger(__name__)
 _METHOD = f"/{SERVICE}/ModelInfer"
 # As many calls as are taken over at once. Those that came meanwhile come with the next batch.
 _MOST_EVENTS = 256
+# One receives, and may run a quick model; if that hangs, the other receives.
+_RECEIVERS = 2
+# How often the other looks whether it has to, and when it does: what runs there is to be done within a millisecond.
+_WATCH_SECONDS = 0.05
+_STUCK_SECONDS = 0.05
 # The library frees what was sent when it is next called, and has to notice that it is to end.
 _LOOK_UP_MS = 500
+# sun_path of unix(7).
+_MOST_SOCKET_BYTES = 107
 # How long no call may come, and all be answered, for the server to count as left alone.
 _QUIET_SECONDS = 0.1
 # 65 MB a connection, with windows of 4 MiB a stream, where the library's 1024 would be 4 GB.
@@ -43,18 +51,22 @@ _STREAMS = 128
 
 
 class NativeTransport:
-    """Serves the engine on ``listening``. Made on the event loop, and belongs to it but for the receiving thread.
+    """Serves the engine on ``listening``. Made on the event loop, and belongs to it but for the receiving threads.
 
-    ``_tickets`` has the calls that are not answered, by the library's numbers: the receiving thread adds them, whoever
-    answers takes them out.
+    ``_tickets`` has the calls that are not answered, by the library's numbers: the thread that receives one adds it,
+    whoever answers takes it out.
     """
 
     def __init__(self, engine: Engine, listening: Listening) -> None:
         self._engine = engine
         self._listening = listening
-        self._folder = Path(tempfile.mkdtemp(prefix="preheat-"))
-        self._behind = GrpcioTransport(engine, listening, socket=self._folder / "grpcio.sock")
+        self._behind = GrpcioTransport(engine, listening)
+        self._folder: Path | None = None
         self._tickets: dict[int, Ticket | None] = {}
+        # Which of the threads receives, and since when one of them, and no other then, has run a model.
+        self._receiving = 0
+        self._running_since_s: float | None = None
+        self._closed = False
 
     async def start(self) -> int:
         """Bind and serve; the port bound (a free one for port 0). Raises OSError if the address cannot be had."""
@@ -71,11 +83,23 @@ class NativeTransport:
             )
         except OSError as exc:
             raise OSError(f"cannot listen on {listening.address}: {exc}; choose another port with --grpc-port") from exc
-        await self._behind.start()
-        self._front.set_fallback(str(self._folder / "grpcio.sock"))
+        self._folder = Path(tempfile.mkdtemp(prefix="preheat-"))
+        socket = self._folder / "grpcio.sock"
+        try:
+            _check_path(socket)
+            await self._behind.start(socket)
+        except OSError:
+            self._front.close()
+            self._remove_folder()
+            raise
+        self._front.set_fallback(str(socket))
         self._front.start()
-        self._receiver = threading.Thread(target=self._receive, name="native transport", daemon=True)
-        self._receiver.start()
+        self._receivers = [
+            threading.Thread(target=self._receive, args=(number,), name=f"native transport {number}", daemon=True)
+            for number in range(_RECEIVERS)
+        ]
+        for receiver in self._receivers:
+            receiver.start()
         return self._front.bound_port
 
     @property
@@ -103,51 +127,94 @@ class NativeTransport:
             await asyncio.sleep(_QUIET_SECONDS)
         await self._behind.stop(max(deadline_s - time.monotonic(), _QUIET_SECONDS))
         self._front.close()
-        await asyncio.to_thread(self._receiver.join)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        await asyncio.to_thread(self._join)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _join(self) -> None:
+        """Wait for the receiving threads; in vain, if a model hangs that one of them runs."""
+        for receiver in self._receivers:
+            receiver.join(2 * _LOOK_UP_MS / 1000)
 
     def _calls(self) -> tuple[int, int]:
         """How many inference calls have come so far, and how many have been answered or are gone."""
         counts = (self._front.metrics() or {})["methods"][_METHOD]
         return counts["started"], sum(ends["count"] for ends in counts["status"].values())
 
-    def _receive(self) -> None:
-        """Take calls over until the library is closed. Nothing else ends this loop: a server without it is deaf."""
-        while True:
-            events = self._front.recv_batch_details(_MOST_EVENTS, timeout_ms=_LOOK_UP_MS)
-            if events is None:
-                return
+    def _receive(self, number: int) -> None:
+        """Take calls over until the library is closed, or wait for the other thread to need that.
+
+        One thread receives as long as it can, for two that take turns are on two processors, and find nothing in their
+        caches.
+        """
+        while not self._closed:
+            if self._receiving == number:
+                self._receive_batch()
+            elif self._is_stuck():
+                log.warning("a model runs for longer than it should where calls are received: another thread receives")
+                self._receiving = number
+            else:
+                time.sleep(_WATCH_SECONDS)
+
+    def _receive_batch(self) -> None:
+        events = self._front.recv_batch_details(_MOST_EVENTS, timeout_ms=_LOOK_UP_MS)
+        if events is None:
+            self._closed = True
+        else:
             self._take_all(events)
-            # What they hold of memory is not to wait for the next call.
-            del events
+
+    def _is_stuck(self) -> bool:
+        """Whether the thread that receives runs a model, and has for long."""
+        since_s = self._running_since_s
+        return since_s is not None and time.monotonic() - since_s > _STUCK_SECONDS
 
     def _take_all(self, events: "Sequence[DetailedEvent]") -> None:
         # A call may be dead before it is seen.
+        waiting: set[Handle] = set()
         cancelled = {call for kind, call, *_ in events if kind != EVENT_CALL}
         for kind, call, _, payload, _, details in events:
             if kind != EVENT_CALL:
                 self._cancel(call)
             elif call not in cancelled:
-                self._take(call, payload or b"", details[2] if details else None)
+                handle = self._take(call, payload or b"", details[2] if details else None)
+                if handle is not None:
+                    waiting.add(handle)
+        for handle in waiting:
+            self._run(handle)
 
-    def _take(self, call: int, payload: bytes, remaining_s: float | None) -> None:
+    def _run(self, handle: Handle) -> None:
+        """Run what waits for ``handle`` here, unless the other thread still does: a model may hang."""
+        if self._running_since_s is not None:
+            handle.wake()
+            return
+        self._running_since_s = time.monotonic()
+        handle.run_waiting()
+        self._running_since_s = None
+
+    def _take(self, call: int, payload: bytes, remaining_s: float | None) -> Handle | None:
+        """Queue a call; the model version that is to be told of it."""
         respond = partial(self._respond, call)
         if len(payload) > (most := self._listening.max_message_bytes):
             respond(MessageTooLarge(f"the message has {len(payload)} bytes; the server takes {most}"))
-            return
+            return None
         deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
         self._tickets[call] = None
         try:
-            ticket = infer(self._engine, payload, deadline_s=deadline_s, respond=respond)
+            ticket = infer(self._engine, payload, deadline_s=deadline_s, respond=respond, wake=False)
         except Exception:
             log.exception("a call could not be taken")
             respond(InternalError())
-            return
-        if ticket is not None:
-            self._tickets[call] = ticket
-            # Answered before it was put there, it would stay.
-            if ticket.answered:
-                self._tickets.pop(call, None)
+            return None
+        if ticket is None:
+            return None
+        self._tickets[call] = ticket
+        # Answered before it was put there, it would stay.
+        if ticket.answered:
+            self._tickets.pop(call, None)
+        return ticket.handle
 
     def _respond(self, call: int, response: bytes | ServingError) -> None:
         """Answer, on whatever thread. The library takes no answer to a call that is gone, and says so; no matter."""
@@ -162,3 +229,9 @@ class NativeTransport:
         ticket = self._tickets.pop(call, None)
         if ticket is not None:
             ticket.cancel()
+
+
+def _check_path(socket: Path) -> None:
+    """Raise OSError if a socket cannot have this path."""
+    if len(bytes(socket)) > _MOST_SOCKET_BYTES:
+        raise OSError(f"{socket} is too long for the path of a socket: set TMPDIR to a shorter folder")

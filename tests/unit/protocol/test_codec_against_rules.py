@@ -63,6 +63,22 @@ def test_a_damaged_message_is_judged_as_the_rules_say(dice: Random) -> None:
     assert_judged_right(damaged_request(dice))
 
 
+def test_a_message_is_judged_for_itself_however_much_it_is_like_the_one_before() -> None:
+    """What is remembered of a message is held against all that follow of its length."""
+    outcomes: Counter[str] = Counter()
+    for seed in range(MESSAGES // 40):
+        dice = Random(seed)  # noqa: S311 - the same messages each time
+        payload = damaged_request(dice)
+        for _ in range(20):
+            assert_judged_right(payload)
+            like = bytearray(payload)
+            for _ in range(dice.randint(0, 2)):
+                if like:
+                    like[dice.randrange(len(like))] = dice.choice((0, 1, 0x7F, 0x80, 0xFF, dice.randrange(256)))
+            outcomes[assert_judged_right(bytes(like))] += 1
+    assert min(outcomes["taken"], outcomes["unparsable"], outcomes["InvalidRequest"]) > MESSAGES // 100, outcomes
+
+
 def test_many_damaged_messages_are_judged_as_the_rules_say() -> None:
     dice = (Random(seed) for seed in range(MESSAGES))  # noqa: S311 - the same messages each time
     outcomes = Counter(assert_judged_right(damaged_request(each)) for each in dice)

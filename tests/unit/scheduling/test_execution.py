@@ -121,7 +121,7 @@ def test_a_batch_is_padded_to_its_bucket() -> None:
 
 
 def test_a_lone_request_of_the_right_size_reaches_the_session_uncopied() -> None:
-    session, array = Computing(), aligned(rows_of(1, 2))
+    session, array = Computing(), aligned(np.ones((2, 4096), np.float32))
     executor(buckets=(2,)).execute(session, [carrying({"x": array}, Replies())])
     assert session.seen[0] is array
 
@@ -400,9 +400,9 @@ def test_warming_runs_the_path_of_real_batches() -> None:
 
 def test_warming_a_model_without_a_batch_axis_runs_its_tensors_as_they_are() -> None:
     session = Computing()
-    array = aligned(np.zeros(2, np.float32))
+    array = aligned(np.zeros(8192, np.float32))
     executor(echo_signature(max_batch_size=0)).warm(session, WarmupBatch("one request", [{"x": array}]))
-    assert session.seen == [array]
+    assert session.seen[0] is array
 
 
 def test_warming_finds_a_model_that_breaks_its_signature() -> None:

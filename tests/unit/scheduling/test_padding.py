@@ -181,14 +181,16 @@ def test_a_key_does_not_depend_on_the_order_of_inputs() -> None:
 def test_a_lone_part_that_needs_no_padding_is_not_copied() -> None:
     made = padding(spec("x", LENGTH))
     for array, shape, rows, same in (
-        (aligned(numbers(3, 4)), (4,), 3, True),
-        (aligned(numbers(3, 4)), (4,), 4, False),
-        (aligned(numbers(3, 3)), (4,), 3, False),
+        (aligned(numbers(3000, 4)), (4,), 3000, True),
+        (aligned(numbers(3000, 4)), (4,), 3001, False),
+        (aligned(numbers(3000, 3)), (4,), 3000, False),
         # Beyond every bucket: at its own size.
-        (aligned(numbers(3, 9)), (9,), 3, True),
+        (aligned(numbers(3000, 9)), (9,), 3000, True),
         # Where an engine could not read it.
-        (aligned(numbers(4, 4))[1:], (4,), 3, False),
-        (aligned(numbers(4, 3)).T, (4,), 3, False),
+        (aligned(numbers(3001, 4))[1:], (4,), 3000, False),
+        (aligned(numbers(4, 3000)).T, (4,), 3000, False),
+        # So small that it does not matter.
+        (aligned(numbers(3, 4)), (4,), 3, False),
     ):
         assert made.key({"x": array}) == (("x", shape),)
         assert (made.collate([{"x": array}], rows, (("x", shape),))["x"] is array) == same

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import pytest
 from tests.unit.builders import (
     PATIENCE_S,
     Events,
+    Gate,
     Recording,
     Replies,
     carrying,
@@ -220,3 +222,112 @@ def test_a_session_that_cannot_close_is_logged_and_its_thread_ends(caplog: pytes
         queue.close()
         assert worker.join(PATIENCE_S)
     assert "closing m/1 instance 0 failed" in caplog.text
+
+
+class Lendable(Recording):
+    """A model whose sessions any thread may run."""
+
+    def open(self, instance: Instance) -> Session:
+        session = super().open(instance)
+        session.any_thread = True
+        return session
+
+
+def put_quietly(queue: RequestQueue, *values: float) -> list[Replies]:
+    """Requests that no worker is told of."""
+    replies = [Replies() for _ in values]
+    for value, reply in zip(values, replies, strict=True):
+        assert queue.put(carrying({"x": rows_of(value)}, reply), wake=False)
+    return replies
+
+
+def test_quick_batches_run_on_the_thread_that_received_them() -> None:
+    model = Lendable()
+    with started(model) as ((worker,), queue):
+        worker.warm.result(PATIENCE_S)
+        replies = put_quietly(queue, 1, 2)
+        assert worker.run_here()
+        assert all(isinstance(each.wait(), InferResponse) for each in replies)
+        assert not len(queue)
+        assert {thread for name, thread in model.calls if name.startswith("infer")} == {threading.get_ident()}
+    assert model.names[-1] == "close session"
+    assert not worker.run_here()
+
+
+def test_a_session_that_belongs_to_its_thread_is_not_run_on_another() -> None:
+    with started(Recording()) as ((worker,), queue):
+        worker.warm.result(PATIENCE_S)
+        (replies,) = put_quietly(queue, 1)
+        assert not worker.run_here()
+        assert not replies.answers
+        queue.wake()
+        assert isinstance(replies.wait(), InferResponse)
+
+
+def test_a_session_that_is_not_warm_yet_is_not_run_on_another_thread() -> None:
+    gate = Gate()
+
+    def warm_slowly(_: Session, __: CompilationRecord) -> WarmupReport:
+        gate(rows_of(7))
+        return REPORT
+
+    with started(Lendable(), warm_up=warm_slowly) as ((worker,), queue):
+        gate.await_entered()
+        (replies,) = put_quietly(queue, 1)
+        assert not worker.run_here()
+        gate.open()
+        queue.wake()
+        assert isinstance(replies.wait(), InferResponse)
+
+
+def test_one_thread_at_a_time_runs_a_session() -> None:
+    gate = Gate()
+    with started(Lendable(do=gate)) as ((worker,), queue):
+        worker.warm.result(PATIENCE_S)
+        slow = ask(queue, 7)
+        gate.await_entered()
+        (replies,) = put_quietly(queue, 1)
+        assert worker.busy
+        # Who has the session takes what was put meanwhile, told of it or not.
+        assert worker.run_here()
+        assert not replies.answers
+        gate.open()
+        assert isinstance(replies.wait(), InferResponse)
+        assert isinstance(slow.wait(), InferResponse)
+
+
+def test_a_model_that_has_become_slow_runs_on_its_own_thread_again() -> None:
+    model = Lendable(do=lambda _: time.sleep(0.05))
+    with started(model) as ((worker,), queue):
+        worker.warm.result(PATIENCE_S)
+        for value in range(3):
+            (replies,) = put_quietly(queue, value)
+            if not worker.run_here():
+                queue.wake()
+            assert isinstance(replies.wait(), InferResponse)
+    own = {thread for name, thread in model.calls if name == "open"}
+    threads = [thread for name, thread in model.calls if name.startswith("infer")]
+    assert threads[0] == threading.get_ident()
+    assert {*threads[1:]} == own
+
+
+def test_what_is_compiled_on_another_thread_is_the_instances() -> None:
+    events = Events()
+    compilation = Compilation(CompilationKind.GRAPH, "x[1,2]", 0.1)
+    with started(Lendable(do=lambda _: report_compilation(compilation)), events=events) as ((worker,), queue):
+        worker.warm.result(PATIENCE_S)
+        (replies,) = put_quietly(queue, 1)
+        assert worker.run_here()
+        replies.wait()
+    assert [each.what for each in events.of(Compiled)] == ["x[1,2]"]
+
+
+def test_a_batch_that_is_to_wait_for_more_is_left_to_its_worker() -> None:
+    limits = BatchLimits(4, joins=True, max_delay_s=1.0)
+    queue = RequestQueue(limits, max_requests=100, max_bytes=100, clock=lambda: 0.5)
+    put_quietly(queue, 1)
+    assert queue.take_now() is None
+    put_quietly(queue, 2, 3, 4)
+    choice = queue.take_now()
+    assert choice is not None
+    assert len(choice.batch) == 4
