@@ -212,7 +212,8 @@ class Engine:
 
     def _submit(self, request: InferRequest, reply: Reply, *, wake: bool) -> Ticket:
         self._refuse_when_stopping()
-        _refuse_reserved_parameters(request)
+        if request.parameters:
+            _refuse_reserved_parameters(request)
         if request.sources or request.places:
             request, reply = share(self.regions(), request, reply)
         while True:

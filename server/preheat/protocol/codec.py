@@ -122,38 +122,40 @@ def _fill(
 
 def encode_response(response: InferResponse) -> bytes:
     """Encode a ModelInferResponse, copying what its arrays view. Raises InvalidRequest if gRPC could not carry it."""
-    size = sum([raw_size(output.array) for output in response.outputs if not output.placed])
+    outputs = response.outputs
+    size = sum([raw_size(output.array) for output in outputs if not output.placed])
     if size > MAX_MESSAGE_BYTES - _ENVELOPE_BYTES:
         raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE_BYTES}")
-    shapes = tuple([(output.name, output.datatype.value, output.array.shape) for output in response.outputs])
-    envelope = _envelope(response.model, response.version, shapes, response.parameters)
+    # A dtype's letter stands for the datatype: to look at that, an enumeration's member, costs more than all else here.
+    like = (
+        response.model,
+        response.version,
+        tuple([(output.name, output.array.dtype.char, output.array.shape) for output in outputs]),
+    )
+    envelope = None if response.parameters else _envelopes.get(like)
+    if envelope is None:
+        envelope = _make_envelope(response)
+        if not response.parameters:
+            _remember(_envelopes, like, envelope)
     parts: list[bytes | memoryview] = [envelope.head]
     if response.id:
         identity = response.id.encode()
         parts += (header(_ID, len(identity)), identity)
     parts.append(envelope.tail)
-    for output in response.outputs:
+    for output in outputs:
         raw = b"" if output.placed else to_buffer(output.array)
         parts += (header(_RAW_OUTPUTS, len(raw)), raw)
     return b"".join(parts)
 
 
-def _envelope(
-    model: str, version: str, shapes: tuple[tuple[str, str, tuple[int, ...]], ...], parameters: Mapping[str, Parameter]
-) -> _Envelope:
-    key = (model, version, shapes)
-    envelope = None if parameters else _envelopes.get(key)
-    if envelope is None:
-        tail = pb.ModelInferResponse()
-        for name, value in parameters.items():
-            _encode_parameter(tail.parameters[name], value)
-        for name, datatype, shape in shapes:
-            tail.outputs.add(name=name, datatype=datatype, shape=shape)
-        head = pb.ModelInferResponse(model_name=model, model_version=version)
-        envelope = _Envelope(head.SerializeToString(), tail.SerializeToString())
-        if not parameters:
-            _remember(_envelopes, key, envelope)
-    return envelope
+def _make_envelope(response: InferResponse) -> _Envelope:
+    tail = pb.ModelInferResponse()
+    for name, value in response.parameters.items():
+        _encode_parameter(tail.parameters[name], value)
+    for output in response.outputs:
+        tail.outputs.add(name=output.name, datatype=output.datatype.value, shape=output.array.shape)
+    head = pb.ModelInferResponse(model_name=response.model, model_version=response.version)
+    return _Envelope(head.SerializeToString(), tail.SerializeToString())
 
 
 def _remember(known: dict[Any, Any], key: object, value: object) -> None:

@@ -146,6 +146,8 @@ def _skip_varint(payload: bytes, position: int) -> int:
 
 def header(field: int, length: int) -> bytes:
     """What a length-delimited record of ``field``, below 16, begins with."""
+    if length < 0x80:
+        return bytes((field << 3 | _DELIMITED, length))
     begun = bytearray((field << 3 | _DELIMITED,))
     while length > 0x7F:
         begun.append(length & 0x7F | 0x80)

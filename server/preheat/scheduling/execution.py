@@ -51,6 +51,7 @@ class Executor:
         self._reshapes = reshapes or {}
         self._model = model
         self._version = version
+        self._version_text = str(version)
         self._signature = signature
         self._padding = padding
         self._outside = outside
@@ -185,14 +186,12 @@ class Executor:
     def _respond(
         self, pending: Pending, outputs: Tensors, parameters: Mapping[str, Parameter] = NO_PARAMETERS
     ) -> InferResponse:
-        names = pending.request.requested_outputs or outputs
-        return InferResponse(
-            self._model,
-            str(self._version),
-            pending.request.id,
-            tuple(OutputTensor(name, self._output_types[name], self._reshape(name, outputs[name])) for name in names),
-            parameters,
-        )
+        request, types = pending.request, self._output_types
+        names = request.requested_outputs or outputs
+        given = [OutputTensor(name, types[name], outputs[name]) for name in names]
+        if self._reshapes:
+            given = [each._replace(array=self._reshape(each.name, each.array)) for each in given]
+        return InferResponse(self._model, self._version_text, request.id, tuple(given), parameters)
 
     def _reshape(self, name: str, array: Array) -> Array:
         reshape = self._reshapes.get(name)

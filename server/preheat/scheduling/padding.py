@@ -109,7 +109,8 @@ class Padding:
         for array in arrays:
             start, end = end, end + array.shape[0]
             self._place(name, array, joined[start:end])
-        joined[end:] = joined[:1]
+        if end < rows:
+            joined[end:] = joined[:1]
         return joined
 
     def _place(self, name: str, array: Array, room: Array) -> None:

@@ -60,9 +60,11 @@ class QueuePolicies:
 
         Raises InvalidRequest for a ``priority`` or ``timeout`` that is none.
         """
-        level = self._level(_count(parameters, PRIORITY))
+        # Most requests ask for nothing, and wait as long as it takes.
+        asks = bool(parameters)
+        level = self._level(_count(parameters, PRIORITY)) if asks else self.default_level
         policy = self.levels[level]
-        asked_us = _count(parameters, TIMEOUT)
+        asked_us = _count(parameters, TIMEOUT) if asks else 0
         patience_s = policy.patience_s(asked_us / 1e6 if asked_us else None)
         if patience_s is None:
             return Standing(level, deadline_s)

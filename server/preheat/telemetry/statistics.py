@@ -97,21 +97,26 @@ class VersionStatistics:
 
     def count_batch(self, event: BatchExecuted) -> None:
         """Add an executed batch."""
-        requests = len(event.request_s)
+        queue_s, request_s = event.queue_s, event.request_s
+        requests = len(request_s)
         self.requests += requests
         self.inferences += event.rows
         self.executions += 1
-        self.request_s += sum(event.request_s)
-        self.queue_s += sum(event.queue_s)
+        self.request_s += sum(request_s)
+        self.queue_s += sum(queue_s)
         self.compute_input_s += requests * event.compute_input_s
         self.compute_infer_s += requests * event.compute_infer_s
         self.compute_output_s += requests * event.compute_output_s
         self.infer_histogram.observe(event.compute_infer_s)
         self.rows_histogram.observe(event.rows)
-        for queue_s, request_s in zip(event.queue_s, event.request_s, strict=True):
-            self.queue_histogram.observe(queue_s)
-            self.request_histogram.observe(request_s)
-        self.batch_sizes.setdefault(event.rows, BatchSizeStatistics()).count(event)
+        for value in queue_s:
+            self.queue_histogram.observe(value)
+        for value in request_s:
+            self.request_histogram.observe(value)
+        size = self.batch_sizes.get(event.rows)
+        if size is None:
+            size = self.batch_sizes[event.rows] = BatchSizeStatistics()
+        size.count(event)
         self.last_inference_ms = time.time_ns() // 1_000_000
 
     def count_compilation(self, event: Compiled) -> None:

@@ -172,16 +172,15 @@ class NativeTransport:
         return since_s is not None and time.monotonic() - since_s > _STUCK_SECONDS
 
     def _take_all(self, events: "Sequence[DetailedEvent]") -> None:
-        # A call may be dead before it is seen.
+        """Queue all calls before any runs: they may share a batch, and one that is dead already is called off."""
         waiting: set[Handle] = set()
-        cancelled = {call for kind, call, *_ in events if kind != EVENT_CALL}
         for kind, call, _, payload, _, details in events:
             if kind != EVENT_CALL:
                 self._cancel(call)
-            elif call not in cancelled:
-                handle = self._take(call, payload or b"", details[2] if details else None)
-                if handle is not None:
-                    waiting.add(handle)
+                continue
+            handle = self._take(call, payload or b"", details[2] if details else None)
+            if handle is not None:
+                waiting.add(handle)
         for handle in waiting:
             self._run(handle)
 

@@ -401,7 +401,7 @@ def test_warming_runs_the_path_of_real_batches() -> None:
 def test_warming_a_model_without_a_batch_axis_runs_its_tensors_as_they_are() -> None:
     session = Computing()
     array = aligned(np.zeros(8192, np.float32))
-    executor(echo_signature(max_batch_size=0)).warm(session, WarmupBatch("one request", [{"x": array}]))
+    executor(echo_signature(8192, max_batch_size=0)).warm(session, WarmupBatch("one request", [{"x": array}]))
     assert session.seen[0] is array
 
 
