@@ -89,14 +89,15 @@ def test_inputs_are_not_written_to(case: Case, build: Build, writable: bool) -> 
 
 
 @all_cases
-def test_outputs_do_not_change_when_the_inputs_are_reused(case: Case, build: Build) -> None:
-    inputs = make_inputs(case.signature, 2)
+def test_inputs_may_be_put_where_those_of_the_batch_before_were(case: Case, build: Build) -> None:
+    """As the server does once the answers are encoded: until then outputs stay, and may be views of the inputs."""
+    inputs, others = make_inputs(case.signature, 2), make_inputs(case.signature, 2)
     expected = case.reference({name: array.copy() for name, array in inputs.items()})
     with opened(load(case, build(case))) as session:
-        outputs = session.infer(inputs)
-        for array in inputs.values():
-            array[...] = 7
-        assert_equal(outputs, expected, case.tolerance)
+        assert_equal(session.infer(inputs), expected, case.tolerance)
+        for name, array in inputs.items():
+            array[...] = others[name][::-1]
+        assert_equal(session.infer(inputs), case.reference(inputs), case.tolerance)
 
 
 @all_cases
