@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import batching, many, mixed, overhead, raw
+from benchmarks import batching, many, mixed, overhead, raw, stages
 from benchmarks.options import Options, add_options, read_options
 from benchmarks.report import Section, write_report
 from benchmarks.servers import stop_servers_when_terminated
 
 _BENCHMARKS: Mapping[str, Callable[[Options], Section]] = {
     "overhead": overhead.measure,
+    "stages": stages.measure,
     "raw": raw.measure,
     "batching": batching.measure,
     "many": many.measure,
