@@ -154,7 +154,7 @@ class NativeTransport:
             if self._receiving == number:
                 self._receive_batch()
             elif self._is_stuck():
-                log.warning("a model runs for longer than it should where calls are received: another thread receives")
+                log.info("a model runs for longer than it should where calls are received: another thread receives")
                 self._receiving = number
             else:
                 time.sleep(_WATCH_SECONDS)
