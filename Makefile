@@ -32,12 +32,14 @@ test: test-units test-e2e test-native ## Run the tests against the checkout; wit
 test-units: setup models ## Run the tests but those that start a server and talk to it as a client
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-test-native: setup models ## Run the tests of the protocol against the native transport
+test-native: setup models ## Run the tests of the transports, and those of the protocol against the native one
 	TEST_TRANSPORT=native $(VENV)/bin/python -m pytest tests/e2e $(ARGS) -m protocol
+	# 5: ARGS left none of them, which is fine.
+	$(VENV)/bin/python -m pytest tests/e2e $(ARGS) -m transports || [ $$? -eq 5 ]
 
 # In a process of its own: see tests/conftest.py.
 test-e2e: setup models ## Run the tests that start a server and talk to it as a client
-	$(VENV)/bin/python -m pytest tests/e2e $(ARGS)
+	$(VENV)/bin/python -m pytest tests/e2e -m "not transports" $(ARGS)
 
 check: setup ## Run the linters and type checks
 	$(VENV)/bin/ruff check

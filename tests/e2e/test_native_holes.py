@@ -23,6 +23,8 @@ from tests.e2e.tensors import unique_rows
 from tests.e2e.transports import GRPCIO, NATIVE, answered, assert_echoes, echo_request, messages, request_of
 from tests.e2e.wire import Wire, status_of
 
+pytestmark = pytest.mark.transports
+
 pygrpc_native = pytest.importorskip("pygrpc_native")
 
 VETTED = "0.5.0"

@@ -30,6 +30,8 @@ from tests.e2e.wire import SERVICE, SERVING, Wire, status_of
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+pytestmark = pytest.mark.transports
+
 MOST_BYTES, MOST_STREAMS = 65_536, 3
 INFLATE: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "deflate": zlib.decompress}
 

@@ -10,6 +10,8 @@ from tests.e2e.server_process import ServerProcess, echo_config, write_model
 from tests.e2e.transports import TRANSPORTS, assert_echoes, installed, refused_start
 from tests.e2e.wire import SERVING, Wire
 
+pytestmark = pytest.mark.transports
+
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:

@@ -22,6 +22,8 @@ from tests.e2e.transports import REFUSING, TRANSPORTS, PatientServer, echo_reque
 from tests.e2e.wire import Tensor, infer_request
 from tritonclient.grpc import service_pb2 as pb
 
+pytestmark = pytest.mark.transports
+
 # Numbers in a row of 8 MiB: an answer that fits into no buffer between a server and a client that does not read.
 LARGE_ROW = 1024 * 1024
 

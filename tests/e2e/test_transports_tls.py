@@ -15,6 +15,8 @@ from tests.e2e.tensors import infer_inputs, unique_rows
 from tests.e2e.transports import refused_start
 from tritonclient.utils import InferenceServerException
 
+pytestmark = pytest.mark.transports
+
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
