@@ -32,9 +32,9 @@ test: test-units test-e2e test-native ## Run the tests against the checkout; wit
 test-units: setup models ## Run the tests but those that start a server and talk to it as a client
 	$(VENV)/bin/python -m pytest $(ARGS)
 
+# Code 5 of pytest: ARGS left none of them, which is fine.
 test-native: setup models ## Run the tests of the transports, and those of the protocol against the native one
 	TEST_TRANSPORT=native $(VENV)/bin/python -m pytest tests/e2e $(ARGS) -m protocol
-	# 5: ARGS left none of them, which is fine.
 	$(VENV)/bin/python -m pytest tests/e2e $(ARGS) -m transports || [ $$? -eq 5 ]
 
 # In a process of its own: see tests/conftest.py.
