@@ -81,14 +81,15 @@ def decode_request(payload: bytes, *, deadline_s: float | None) -> InferRequest:
         return _fill(layout[1], *parts, len(payload), deadline_s)
     found = cut(payload, only=_ID, contents=_RAW_INPUTS)
     if found is None:
-        return _decode_message(payload, deadline_s)
+        return _decode_message(_parse(payload), len(payload), deadline_s)
     # Before all else: if it is no text, the message is none.
-    _text(found.only)
+    identity = _text(found.only)
     known = _known.get(found.rest)
     if known is None:
         message = _parse(found.rest)
         if not found.contents and not all(is_shared(tensor) for tensor in message.inputs):
-            return _decode_message(payload, deadline_s)
+            message.id = identity
+            return _decode_message(message, len(payload), deadline_s)
         known = _learn(message, found.rest)
     if len(found.contents) != len(known.sent):
         names = [known.tensors[position][0] for position in known.sent]
@@ -186,9 +187,8 @@ def _learn(message: pb.ModelInferRequest, rest: bytes) -> _Known:
     return known
 
 
-def _decode_message(payload: bytes, deadline_s: float | None) -> InferRequest:
-    """Decode what has no raw contents, or has them in a way that only protobuf can read."""
-    message = _parse(payload)
+def _decode_message(message: pb.ModelInferRequest, size: int, deadline_s: float | None) -> InferRequest:
+    """Decode what has no raw contents, or has them in a way that only protobuf can read. ``size`` in bytes."""
     _refuse_classification(message)
     inputs = _decode_inputs(message)
     typed_bytes = sum(tensor.data.nbytes for tensor in inputs if isinstance(tensor.data, np.ndarray))
@@ -200,7 +200,7 @@ def _decode_message(payload: bytes, deadline_s: float | None) -> InferRequest:
         requested_outputs=tuple(output.name for output in message.outputs),
         parameters=_decode_parameters(message.parameters),
         deadline_s=deadline_s,
-        payload_bytes=len(payload) + typed_bytes,
+        payload_bytes=size + typed_bytes,
         sources=sources_of(message),
         places=places_of(message),
     )

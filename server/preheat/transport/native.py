@@ -63,10 +63,12 @@ class NativeTransport:
         self._behind = GrpcioTransport(engine, listening)
         self._folder: Path | None = None
         self._tickets: dict[int, Ticket | None] = {}
-        # Which of the threads receives, and since when one of them, and no other then, has run a model.
+        # Which of the threads receives; held by the one that runs a model, so that there is another that does not; and
+        # since when it has.
         self._receiving = 0
+        self._running = threading.Lock()
         self._running_since_s: float | None = None
-        self._closed = False
+        self._closed = threading.Event()
 
     async def start(self) -> int:
         """Bind and serve; the port bound (a free one for port 0). Raises OSError if the address cannot be had."""
@@ -150,21 +152,24 @@ class NativeTransport:
         One thread receives as long as it can, for two that take turns are on two processors, and find nothing in their
         caches.
         """
-        while not self._closed:
+        while not self._closed.is_set():
             if self._receiving == number:
                 self._receive_batch()
             elif self._is_stuck():
                 log.info("a model runs for longer than it should where calls are received: another thread receives")
                 self._receiving = number
             else:
-                time.sleep(_WATCH_SECONDS)
+                self._closed.wait(_WATCH_SECONDS)
 
     def _receive_batch(self) -> None:
         events = self._front.recv_batch_details(_MOST_EVENTS, timeout_ms=_LOOK_UP_MS)
         if events is None:
-            self._closed = True
-        else:
+            self._closed.set()
+            return
+        try:
             self._take_all(events)
+        except Exception:
+            log.exception("calls could not be taken over")
 
     def _is_stuck(self) -> bool:
         """Whether the thread that receives runs a model, and has for long."""
@@ -186,12 +191,15 @@ class NativeTransport:
 
     def _run(self, handle: Handle) -> None:
         """Run what waits for ``handle`` here, unless the other thread still does: a model may hang."""
-        if self._running_since_s is not None:
+        if not self._running.acquire(blocking=False):
             handle.wake()
             return
-        self._running_since_s = time.monotonic()
-        handle.run_waiting()
-        self._running_since_s = None
+        try:
+            self._running_since_s = time.monotonic()
+            handle.run_waiting()
+        finally:
+            self._running_since_s = None
+            self._running.release()
 
     def _take(self, call: int, payload: bytes, remaining_s: float | None) -> Handle | None:
         """Queue a call; the model version that is to be told of it."""
