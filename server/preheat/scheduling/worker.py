@@ -30,9 +30,9 @@ class Worker:
     """One instance of a model version, on a thread of its own for life.
 
     CUDA graphs, grad mode and thread counts belong to a thread, so what warms is what serves. Only a session that says
-    that any thread may run it is lent to others, one at a time. :attr:`warm` resolves to what the warm-up did, or to why
-    the instance could not be made ready; from then on the thread takes batches from ``queue`` until that is closed and
-    empty. ``record`` gets whatever is compiled for the instance.
+    that any thread may run it is lent to others, one at a time. :attr:`warm` resolves to what the warm-up did, or to
+    why the instance could not be made ready; from then on the thread takes batches from ``queue`` until that is closed
+    and empty. ``record`` gets whatever is compiled for the instance.
     """
 
     def __init__(
