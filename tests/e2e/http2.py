@@ -3,7 +3,7 @@
 import itertools
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -102,15 +102,20 @@ class Http2:
 
     def answer(self, stream: int) -> bytes:
         """What is sent on ``stream`` until it ends, gRPC's five bytes before each message included."""
-        parts = []
+        return self.answers([stream])[stream]
+
+    def answers(self, streams: Iterable[int]) -> dict[int, bytes]:
+        """As :meth:`answer`, of several streams, in whichever order they are answered."""
+        parts: dict[int, list[bytes]] = {stream: [] for stream in streams}
+        open_streams = set(parts)
         for frame in self.frames():
-            if frame.stream != stream:
-                continue
-            if frame.kind == DATA:
-                parts.append(frame.payload)
+            if frame.stream in open_streams and frame.kind == DATA:
+                parts[frame.stream].append(frame.payload)
             if frame.ends_stream:
+                open_streams.discard(frame.stream)
+            if not open_streams:
                 break
-        return b"".join(parts)
+        return {stream: b"".join(each) for stream, each in parts.items()}
 
     def frames(self) -> Iterator[Frame]:
         """The frames that come, settings and pings answered, until Cut."""

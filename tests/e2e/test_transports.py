@@ -1,9 +1,11 @@
 """What both transports do, each in its way: whatever holds for one of them only says so in its name."""
 
 import gzip
+import signal
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -273,3 +275,25 @@ def test_a_request_that_is_taken_back_in_the_queue_is_not_executed(gated: Gated)
     gated.let_go()
     assert gated.answers(1) == []
     assert gated.gatekeeper.deserted()
+
+
+def test_a_model_that_hangs_keeps_nobody_waiting_whose_call_was_read_with_its_own(
+    tmp_path: Path, transport: str
+) -> None:
+    # Warm-up runs four batches, so the first request is the fifth.
+    write_model(tmp_path, "stuck", echo_config(parameters={"behavior": "hang", "every": 5}))
+    others = [f"echo{number}" for number in range(8)]
+    for name in others:
+        write_model(tmp_path, name, echo_config())
+    rows = unique_rows(2, start=100)
+    with (
+        ServerProcess(tmp_path, options=("--transport", transport)) as server,
+        Http2(server.grpc_address) as connection,
+    ):
+        connection.settings()
+        # So that all calls are there when the server next looks.
+        server.send_signal(signal.SIGSTOP)
+        _, *fine = (connection.call(message(echo_request(rows, name))) for name in ("stuck", *others))
+        server.send_signal(signal.SIGCONT)
+        for answer in connection.answers(fine).values():
+            assert np.array_equal(answered(messages(answer)[0][1]), rows)

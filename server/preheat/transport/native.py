@@ -186,8 +186,12 @@ class NativeTransport:
             handle = self._take(call, payload or b"", details[2] if details else None)
             if handle is not None:
                 waiting.add(handle)
+        if len(waiting) == 1:
+            self._run(waiting.pop())
+            return
+        # Run here, the first would keep the others waiting: for as long as it hangs, if it does.
         for handle in waiting:
-            self._run(handle)
+            handle.wake()
 
     def _run(self, handle: Handle) -> None:
         """Run what waits for ``handle`` here, unless the other thread still does: a model may hang."""
