@@ -10,6 +10,8 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,7 +25,7 @@ from benchmarks.options import EXAMPLES, Options
 from benchmarks.plots import Courses
 from benchmarks.report import Row, Section, run_alone
 from benchmarks.repositories import add_model
-from benchmarks.servers import PreheatServer, server_version
+from benchmarks.servers import PreheatServer, installed_transports, server_version
 from tritonclient.grpc import service_pb2
 
 _MODEL = "identity"
@@ -137,18 +139,37 @@ class Soak:
 
 
 def measure(options: Options) -> Section:
-    """Ask for as long as the options say."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Ask a server on each transport, at the same time, for as long as the options say."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         repository = Path(folder)
         add_model(repository, EXAMPLES / _MODEL, _MODEL)
-        with PreheatServer(repository, options=options.transport_options) as server:
-            tally, samples = asyncio.run(_soak(server, options))
-            versions = [server_version(server.grpc_address)]
-    times_s = [sample["seconds"] for sample in samples]
-    courses = {name: [sample[name] for sample in samples] for name in ("RSS MiB", "p99 ms")}
-    plots = [Courses("mixed", "A soak of mixed sizes", times_s, courses)]
-    rows = [_summary(tally, samples)]
-    return Section("Mixed sizes", _ABOUT, rows, plots=plots, series=samples, versions=versions, failures=tally.failures)
+        servers = {
+            name: stack.enter_context(PreheatServer(repository, options=["--transport", name]))
+            for name in installed_transports()
+        }
+        found = asyncio.run(_soak_all(servers, options))
+        versions = [server_version(server.grpc_address) for server in servers.values()]
+    plots = []
+    for name, (_, samples) in found.items():
+        times_s = [sample["seconds"] for sample in samples]
+        courses = {column: [sample[column] for sample in samples] for column in ("RSS MiB", "p99 ms")}
+        plots.append(Courses(f"mixed-{name}", f"A soak of mixed sizes, {name}", times_s, courses))
+    return Section(
+        "Mixed sizes",
+        _ABOUT,
+        [{"transport": name, **_summary(tally, samples)} for name, (tally, samples) in found.items()],
+        plots=plots,
+        series=[{"transport": name, **sample} for name, (_, samples) in found.items() for sample in samples],
+        versions=versions,
+        failures=[f"{name}: {failure}" for name, (tally, _) in found.items() for failure in tally.failures],
+    )
+
+
+async def _soak_all(
+    servers: Mapping[str, PreheatServer], options: Options
+) -> dict[str, tuple[Tally, list[dict[str, float]]]]:
+    soaks = [_soak(server, options) for server in servers.values()]
+    return dict(zip(servers, await asyncio.gather(*soaks), strict=True))
 
 
 async def _soak(server: PreheatServer, options: Options) -> tuple[Tally, list[dict[str, float]]]:
@@ -193,10 +214,10 @@ def _summary(tally: Tally, samples: list[dict[str, float]]) -> Row:
 
 
 _ABOUT = f"""\
-An identity model asked by 1 to {_MOST_CALLERS} callers, another number each second, with tensors of 64 bytes to 1 MiB,
-of 1 to {_MOST_ROWS} rows, small ones as likely as large ones by their order of magnitude. {_CANCELLED_SHARE:.0%} of the
-calls are cancelled within {_CANCELLED_WITHIN_S * 1e3:.0f} ms. Each answer's id, shape and bytes
-are held against the request's."""
+An identity model on each transport, both at the same time, each asked by 1 to {_MOST_CALLERS} callers, another number
+each second, with tensors of 64 bytes to 1 MiB, of 1 to {_MOST_ROWS} rows, small ones as likely as large ones by their
+order of magnitude. {_CANCELLED_SHARE:.0%} of the calls are cancelled within {_CANCELLED_WITHIN_S * 1e3:.0f} ms.
+Each answer's id, shape and bytes are held against the request's."""
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Tensors of 64 bytes and of 4 MiB, inline and by system shared memory, to an iden
 time and are asked in turn. What cannot be measured, for want of a server, a client or an RPC, is said and left out.
 """
 
-import importlib.util
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,22 +23,43 @@ from benchmarks.plots import Bars
 from benchmarks.report import Row, Section, run_alone
 from benchmarks.repositories import add_model
 from benchmarks.rounds import Latencies, Summary, interleave, measured
-from benchmarks.servers import Endpoint, PreheatServer, TritonServer, has_shared_memory, server_version
+from benchmarks.servers import (
+    Endpoint,
+    PreheatServer,
+    TritonServer,
+    has_shared_memory,
+    installed_transports,
+    server_version,
+)
 
 _MODEL = "identity"
+_BARE = ", nothing behind it"
 _TRITON_MODELS = Path(__file__).parent / "triton_models"
 _SMALL, _LARGE = 16, 2**20
 _LARGE_BYTES = 4 * _LARGE
 
 
+class BareServer(PreheatServer):
+    """A transport that answers each request with the same 64 bytes: see ``bare_server.py``."""
+
+    def __init__(self, repository: Path, *, options: Sequence[str]) -> None:
+        super().__init__(repository, options=options)
+        # The same command, less the interpreter's "-m preheat serve".
+        self._command = [sys.executable, "-m", "benchmarks.bare_server", *self._command[4:]]
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A size and a way to send it. ``ask`` takes an address and a concurrency."""
+    """A size and a way to send it. ``ask`` takes an address and a concurrency.
+
+    ``small``: the tensors are those that bare transports answer with.
+    """
 
     name: str
     concurrency: Sequence[int]
     ask: Callable[[str, int], Latencies]
     shared_memory: bool = False
+    small: bool = False
 
 
 def measure(options: Options) -> Section:
@@ -48,7 +69,8 @@ def measure(options: Options) -> Section:
     plots: list[Bars] = []
     with tempfile.TemporaryDirectory() as folder, _contenders(options, Path(folder), notes) as contenders:
         for each in contenders:
-            _check_identity(each)
+            if not each.name.endswith(_BARE):
+                _check_identity(each)
         for case in _cases(options, Path(folder)):
             found = _measure_case(case, contenders, options, notes)
             rows += [_row(case, number, name, summaries) for number, summaries in found.items() for name in summaries]
@@ -61,17 +83,17 @@ def measure(options: Options) -> Section:
 def _contenders(options: Options, folder: Path, notes: list[str]) -> Iterator[list[Endpoint]]:
     repository = folder / "repository"
     add_model(repository, EXAMPLES / _MODEL, _MODEL)
-    transports = ["grpcio"]
-    if importlib.util.find_spec("pygrpc_native") is None:
+    transports = installed_transports()
+    if "native" not in transports:
         notes.append("The native transport is not installed and was left out.")
-    else:
-        transports.append("native")
     with ExitStack() as stack:
         found = []
         for transport in transports:
             flags = ["--transport", transport, "--allow-client-shm", "true"]
             server = stack.enter_context(PreheatServer(repository, options=flags))
             found.append(Endpoint(f"Preheat, {transport}", server.grpc_address, server.pid))
+            bare = stack.enter_context(BareServer(repository, options=["--transport", transport]))
+            found.append(Endpoint(f"{transport}{_BARE}", bare.grpc_address, bare.pid))
         if options.triton_command:
             # A copy, since Python leaves bytecode beside what it imports.
             models = shutil.copytree(_TRITON_MODELS, folder / "triton")
@@ -96,7 +118,7 @@ def _cases(options: Options, folder: Path) -> list[Case]:
 
     shared = ["--shared-memory", "system", "--output-shared-memory-size", str(_LARGE_BYTES)]
     return [
-        Case("64 bytes, inline", (1, 8, 32), partial(analyze, elements=_SMALL)),
+        Case("64 bytes, inline", (1, 8, 32), partial(analyze, elements=_SMALL), small=True),
         Case("4 MiB, inline", (1, 8), load),
         Case("4 MiB, shared memory", (1, 8), partial(analyze, elements=_LARGE, extra=shared), shared_memory=True),
     ]
@@ -105,6 +127,7 @@ def _cases(options: Options, folder: Path) -> list[Case]:
 def _measure_case(
     case: Case, contenders: Sequence[Endpoint], options: Options, notes: list[str]
 ) -> dict[int, dict[str, Summary]]:
+    contenders = [each for each in contenders if case.small or not each.name.endswith(_BARE)]
     able = [each for each in contenders if not case.shared_memory or has_shared_memory(each.address)]
     notes += [f"{each.name} has no system shared memory: left out." for each in contenders if each not in able]
     if not able:
@@ -153,7 +176,8 @@ def _check_identity(endpoint: Endpoint) -> None:
 _ABOUT = """\
 One row of FP32 to a model that answers with it, one instance, `dynamic_batching { }`, asked in turn by perf_analyzer;
 by h2load where tensors of 4 MiB are inline, since perf_analyzer then takes longer than the servers. Medians of rounds;
-"times Triton" is the median of each round's ratio. Rounds in which others used more than 0.2 cores do not count."""
+"times Triton" is the median of each round's ratio. Rounds in which others used more than 0.2 cores do not count.
+A transport with nothing behind it answers at once, always with the same bytes: no server on it can do more."""
 
 
 if __name__ == "__main__":

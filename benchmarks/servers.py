@@ -1,5 +1,6 @@
 """The servers that benchmarks compare, as processes whose use of the machine can be read."""
 
+import importlib.util
 import os
 import shlex
 import signal
@@ -132,6 +133,11 @@ def stop_servers_when_terminated() -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
+
+
+def installed_transports() -> list[str]:
+    """The transports that can be compared here."""
+    return ["grpcio"] + (["native"] if importlib.util.find_spec("pygrpc_native") else [])
 
 
 def server_version(address: str) -> str:

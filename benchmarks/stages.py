@@ -6,7 +6,6 @@ A server whose stages are timed from outside (benchmarks.timed_server) is asked 
 the time from question to answer, as the client sees it, is the transport outside Python, the wire and the client.
 """
 
-import importlib.util
 import json
 import signal
 import sys
@@ -19,7 +18,7 @@ from benchmarks.options import EXAMPLES, Options, require
 from benchmarks.plots import Bars
 from benchmarks.report import Row, Section, run_alone
 from benchmarks.repositories import add_model
-from benchmarks.servers import PreheatServer, server_version
+from benchmarks.servers import PreheatServer, installed_transports, server_version
 from tests.e2e.server_process import ServerProcess
 
 _CONCURRENCY = (1, 8)
@@ -38,14 +37,13 @@ class TimedServer(PreheatServer):
 def measure(options: Options) -> Section:
     """Time each transport at each concurrency, in a server of its own."""
     program = require(options.perf_analyzer, "--perf-analyzer")
-    transports = ["grpcio"] + (["native"] if importlib.util.find_spec("pygrpc_native") else [])
     groups: dict[str, Mapping[str, float]] = {}
     rows: list[Row] = []
     versions: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
         add_model(repository, EXAMPLES / "identity", "identity")
-        for transport in transports:
+        for transport in installed_transports():
             for concurrency in _CONCURRENCY:
                 figures = Path(folder) / "figures.json"
                 with TimedServer(repository, figures, transport=transport) as server:

@@ -51,7 +51,7 @@ class Server:
         self._statistics = Statistics()
         self._health_changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        observer = broadcast(self._statistics.observe, log_event, self._notice)
+        observer = broadcast(self._statistics.observe, rare=(log_event, self._notice))
         self._registry = Registry(observer=observer)
         self._cache = open_cache(settings.cache_dir, max_bytes=settings.cache_max_bytes)
         self._manager = ModelManager(

@@ -18,6 +18,7 @@ from preheat.models.precompilation import yield_to_others
 from preheat.plugins import load_backend
 from preheat.repository.completion import CompletedConfiguration
 from preheat.repository.scan import BrokenModel, ModelFolder, read_model, versions_on_disk
+from preheat.scheduling.row_cost import tell_worthwhile
 from preheat.scheduling.warming import WarmupReport, WarmupStep
 from preheat.settings import configure_logging, flag_of, make_settings, option_fields, variable_of
 
@@ -134,6 +135,7 @@ def _explanation(loaded: Loaded) -> list[str]:
     before = f"; {loaded.record['seconds']:.1f} s when it was compiled" if loaded.record else ""
     passes = max((step.number for step in report.steps), default=0)
     lines += ["", f"hot after {event.load_s + event.warmup_s:.1f} s and {passes} passes{before}"]
+    lines += tell_worthwhile(report.worthwhile)
     outside = loaded.handle.completed.buckets
     if outside.sizes:
         lines.append(f"a size beyond its buckets: {outside.outside.value}")

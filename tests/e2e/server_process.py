@@ -156,6 +156,10 @@ def write_model(repository: Path, name: str, config: str | None, *, versions: It
     return folder
 
 
+# Of a model that misbehaves after so many executions: its batches are not weighed, for which they may be run again.
+NOT_WEIGHED = "dynamic_batching { preferred_batch_size: [ 8 ] }"
+
+
 def echo_config(
     *,
     backend: str = "double",

@@ -4,6 +4,7 @@ The gated backend tells what executes, and holds it until the test lets it go, s
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -189,8 +190,8 @@ def test_two_instances_run_at_the_same_time_on_threads_of_their_own(gated: Gated
 def test_the_threads_that_serve_are_those_that_warmed_every_bucket(gated: Gated) -> None:
     arrivals = gated.gatekeeper.passed
     executions = [arrival for arrival in arrivals if (arrival.model, arrival.what) == ("warmed", "execute")]
-    warmed = {thread: [each.rows for each in executions if each.thread == thread] for thread in _threads(executions)}
-    assert sorted(map(sorted, warmed.values())) == [[1, 2, 4, 8]] * 2
+    warmed = {thread: {each.rows for each in executions if each.thread == thread} for thread in _threads(executions)}
+    assert list(warmed.values()) == [{1, 2, 4, 8}] * 2
     gated.ask(8, 8)
     assert _threads([gated.next(), gated.next()]) == warmed.keys()
     gated.gatekeeper.open()
@@ -210,3 +211,45 @@ def test_batches_of_an_engine_with_fixed_sizes_are_padded_and_cut_back(tmp_path:
             assert np.array_equal(result.as_numpy("OUTPUT0"), rows)
         found = scrape_until(server, lambda found: found.total("nv_inference_request_success") == 8)
         assert found.total("nv_inference_count") == sum(range(1, 9)), "padding is no inference"
+
+
+# Each row of a batch takes as long as the batch has rows.
+STEEP_SOURCE = b"""
+import time
+import torch
+
+
+class Steep(torch.nn.Module):
+    def forward(self, INPUT0):
+        time.sleep(0.005 * len(INPUT0) ** 2)
+        return INPUT0
+
+
+def build_model():
+    return Steep()
+"""
+STEEP_CONFIG = """
+backend: "eager"
+max_batch_size: 8
+input { name: "INPUT0" data_type: TYPE_INT64 dims: [ 4 ] }
+output { name: "OUTPUT0" data_type: TYPE_INT64 dims: [ 4 ] }
+dynamic_batching { PREFERRED }
+"""
+
+
+@pytest.mark.parametrize(
+    ("preferred", "executions"), [("", 8), ("preferred_batch_size: [ 8 ] max_queue_delay_microseconds: 3600000000", 1)]
+)
+def test_requests_are_not_joined_where_that_makes_each_slower_unless_a_size_is_preferred(
+    tmp_path: Path, preferred: str, executions: int
+) -> None:
+    folder = write_model(tmp_path, "steep", STEEP_CONFIG.replace("PREFERRED", preferred))
+    (folder / "1" / "model.py").write_bytes(STEEP_SOURCE)
+    with ServerProcess(tmp_path) as server, grpcclient.InferenceServerClient(server.grpc_address) as client:
+        warned = "no more than 1 rows are joined (INPUT0 [4]): in larger batches each takes longer"
+        assert (warned in server.log) == (not preferred)
+        inputs = infer_inputs({"INPUT0": unique_rows(1, start=0)})
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: client.infer("steep", inputs), range(8)))
+        found = scrape_until(server, lambda found: found.total("nv_inference_count", model="steep") == 8)
+        assert found.total("nv_inference_exec_count", model="steep") == executions

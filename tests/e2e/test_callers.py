@@ -16,7 +16,7 @@ import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as aioclient
 from tests.e2e.callers import Caller, End, Faults, Mood, Tally, call_in_loop, call_in_thread
 from tests.e2e.scrape import Scrape, scrape, scrape_until
-from tests.e2e.server_process import ServerProcess, echo_config, write_model
+from tests.e2e.server_process import NOT_WEIGHED, ServerProcess, echo_config, write_model
 from tests.e2e.tensors import Rows, infer_inputs, unique_rows
 
 pytestmark = pytest.mark.protocol
@@ -36,12 +36,14 @@ CONFIGS = {
     "one_by_one": echo_config(extra=""),
     "delayed": echo_config(extra="dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 3000 }"),
     "padded": echo_config(parameters={"specializes_on_shape": True}),
-    "fail": echo_config(parameters={"behavior": "fail", "every": 5}),
-    "fail_requests": echo_config(parameters={"behavior": "fail", "every": 5, "requests": True}),
-    "crash": echo_config(extra=TWO_INSTANCES, parameters={"behavior": "crash", "every": 7}),
-    "few_rows": echo_config(parameters={"behavior": "few_rows", "every": 6}),
-    "wrong_dtype": echo_config(parameters={"behavior": "wrong_dtype", "every": 8}),
-    "hang": echo_config(parameters={"behavior": "hang", "every": 20, "seconds": 0.1}),
+    "fail": echo_config(extra=NOT_WEIGHED, parameters={"behavior": "fail", "every": 5}),
+    "fail_requests": echo_config(extra=NOT_WEIGHED, parameters={"behavior": "fail", "every": 5, "requests": True}),
+    "crash": echo_config(
+        extra=f"{NOT_WEIGHED} instance_group {{ count: 2 }}", parameters={"behavior": "crash", "every": 7}
+    ),
+    "few_rows": echo_config(extra=NOT_WEIGHED, parameters={"behavior": "few_rows", "every": 6}),
+    "wrong_dtype": echo_config(extra=NOT_WEIGHED, parameters={"behavior": "wrong_dtype", "every": 8}),
+    "hang": echo_config(extra=NOT_WEIGHED, parameters={"behavior": "hang", "every": 20, "seconds": 0.1}),
     "crowded": echo_config(
         extra="dynamic_batching { default_queue_policy { max_queue_size: 1 } }", parameters={"seconds": 0.03}
     ),

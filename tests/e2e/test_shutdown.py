@@ -19,7 +19,7 @@ import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as aioclient
 from tests.e2e.gatekeeper import Gatekeeper
 from tests.e2e.scrape import scrape_until
-from tests.e2e.server_process import LIMIT_S, METRICS_PORT, ServerProcess, echo_config, write_model
+from tests.e2e.server_process import LIMIT_S, METRICS_PORT, NOT_WEIGHED, ServerProcess, echo_config, write_model
 from tests.e2e.tensors import Rows, infer_inputs, unique_rows
 from tests.e2e.wire import NOT_SERVING, SERVICE, SERVING, Wire
 from tritonclient.utils import InferenceServerException
@@ -139,7 +139,7 @@ def test_requests_that_cannot_be_finished_in_time_are_told_so(tmp_path: Path, ga
 
 def test_a_session_that_never_returns_does_not_keep_the_others_from_ending_well(tmp_path: Path) -> None:
     # Warm-up runs four batches, so the first request is the fifth.
-    write_model(tmp_path, "stuck", echo_config(parameters={"behavior": "hang", "every": 5}))
+    write_model(tmp_path, "stuck", echo_config(extra=NOT_WEIGHED, parameters={"behavior": "hang", "every": 5}))
     write_model(tmp_path, "echo", echo_config())
     options = ["--exit-timeout-seconds", "0.3"]
     with (

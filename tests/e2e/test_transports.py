@@ -15,7 +15,7 @@ import tritonclient.grpc as grpcclient
 from tests.e2e.gated_model import Gated, gated_model
 from tests.e2e.gatekeeper import Gatekeeper
 from tests.e2e.http2 import INFER, MAX_CONCURRENT_STREAMS, Cut, Http2, message
-from tests.e2e.server_process import LIMIT_S, ServerProcess, echo_config, write_model
+from tests.e2e.server_process import LIMIT_S, NOT_WEIGHED, ServerProcess, echo_config, write_model
 from tests.e2e.tensors import infer_inputs, unique_rows
 from tests.e2e.transports import (
     GRPCIO,
@@ -281,7 +281,7 @@ def test_a_model_that_hangs_keeps_nobody_waiting_whose_call_was_read_with_its_ow
     tmp_path: Path, transport: str
 ) -> None:
     # Warm-up runs four batches, so the first request is the fifth.
-    write_model(tmp_path, "stuck", echo_config(parameters={"behavior": "hang", "every": 5}))
+    write_model(tmp_path, "stuck", echo_config(extra=NOT_WEIGHED, parameters={"behavior": "hang", "every": 5}))
     others = [f"echo{number}" for number in range(8)]
     for name in others:
         write_model(tmp_path, name, echo_config())

@@ -1,5 +1,6 @@
 """Putting together what serves one model version: its queue, its workers, and how they are warmed."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,9 +16,12 @@ from preheat.scheduling.execution import Executor
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.padding_check import DEFAULT_TOLERANCE, PaddingCheck
 from preheat.scheduling.queue import RequestQueue
-from preheat.scheduling.warming import Warmup
+from preheat.scheduling.row_cost import tell_worthwhile
+from preheat.scheduling.warming import Warmup, WarmupReport
 from preheat.scheduling.worker import Worker
 from preheat.telemetry.events import Observer
+
+log = logging.getLogger(__name__)
 
 
 def start_engines(
@@ -60,6 +64,15 @@ def start_engines(
     return engines
 
 
+def join_what_pays(engines: Engines, reports: Sequence[WarmupReport], *, name: str) -> None:
+    """Have requests joined to no more rows than the warm-ups found worthwhile, all of them: each may be disturbed."""
+    keys = set(reports[0].worthwhile).intersection(*(report.worthwhile for report in reports))
+    worthwhile = {key: max(report.worthwhile[key] for report in reports) for key in keys}
+    for line in tell_worthwhile(worthwhile):
+        log.info("%s: %s", name, line)
+    engines.queue.limit_rows(worthwhile)
+
+
 def batch_limits(configuration: ModelConfiguration) -> BatchLimits:
     """How requests of the model may be joined."""
     policy = configuration.batching
@@ -88,7 +101,13 @@ def _warmup(version: int, completed: CompletedConfiguration, models: Sequence[Mo
         configuration.samples,
         executor,
         _padding_check(completed) if buckets.sizes else None,
+        weighs=_weighs(configuration),
     )
+
+
+def _weighs(configuration: ModelConfiguration) -> bool:
+    """Whether batches are as large as pays. Whoever prefers certain sizes has weighed it already."""
+    return configuration.batching is not None and not configuration.batching.preferred_rows
 
 
 def _padding_check(completed: CompletedConfiguration) -> PaddingCheck:

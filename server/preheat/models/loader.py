@@ -10,7 +10,7 @@ from typing import Any
 from preheat.backend import Backend, Model, ModelSource, Signature
 from preheat.cache import CompileCache
 from preheat.errors import BackendMissing, InvalidConfig, reason_of
-from preheat.models.assembly import batch_limits, start_engines
+from preheat.models.assembly import batch_limits, join_what_pays, start_engines
 from preheat.models.caching import CachedSources, open_cached
 from preheat.models.handing_over import handing_over_often
 from preheat.models.handle import Engines, Handle, close_model
@@ -89,6 +89,7 @@ class Loader:
             with handing_over_often() if serving else nullcontext():
                 engines = self._start(version, completed, cached, _load_models(backend, cached.sources, completed))
                 reports = _wait_until_warm(engines)
+            join_what_pays(engines, reports, name=f"{configuration.name}/{version}")
         except InvalidConfig:
             cached.close()
             raise

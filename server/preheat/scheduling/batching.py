@@ -4,27 +4,36 @@ Requests are served by priority level, and within one by arrival; but one that h
 delays it, comes behind all others of its level. The rule, in that order:
 
 1. The first request decides: only requests with its batch key can join it, in turn, until one does not fit.
-2. A batch that cannot grow runs at once: it is full, or the next request of its key does not fit.
+2. A batch that cannot grow runs at once: it is full, or the next request of its key does not fit. It is full, too, at
+   the rows beyond which each would take longer than in a smaller one.
 3. A batch whose rows reach the largest preferred size runs at once, at that size.
 4. Otherwise it waits until its oldest request has waited ``max_delay_s``, then runs as it is.
 
 With preferred sizes, rule 4 first tries the largest preferred size that whole requests can fill exactly.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from preheat.scheduling.pending import Pending
+from preheat.scheduling.pending import BatchKey, Pending
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How batches may be formed. ``max_rows`` 1 with ``joins`` False: every request runs alone, whatever its rows."""
+    """How batches may be formed. ``max_rows`` 1 with ``joins`` False: every request runs alone, whatever its rows.
+
+    ``worthwhile``: the most rows to join for some batch keys, where more are possible but slower.
+    """
 
     max_rows: int
     joins: bool = False
     preferred_rows: tuple[int, ...] = ()
     max_delay_s: float = 0.0
+    worthwhile: Mapping[BatchKey, int] = field(default_factory=dict)
+
+    def most_rows(self, key: BatchKey) -> int:
+        """How many rows requests of ``key`` are joined to at most."""
+        return self.worthwhile.get(key, self.max_rows) if self.worthwhile else self.max_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,7 @@ def choose(levels: Iterable[Iterable[Pending]], now_s: float, limits: BatchLimit
     """Choose from ``levels`` of waiting requests, the highest priority first, each in order of arrival."""
     candidates: list[Pending] = []
     expired: list[Pending] = []
-    rows, closed = 0, False
+    rows, most, closed = 0, limits.max_rows, False
     expiries: list[float] = []
     for pending in _in_turn(levels, now_s):
         expires_s = pending.standing.expires_s
@@ -52,13 +61,15 @@ def choose(levels: Iterable[Iterable[Pending]], now_s: float, limits: BatchLimit
             continue
         if expires_s is not None:
             expiries.append(expires_s)
+        if not candidates:
+            most = limits.most_rows(pending.batch_key)
         if not candidates or pending.batch_key == candidates[0].batch_key:
-            if candidates and rows + pending.rows > limits.max_rows:
+            if candidates and rows + pending.rows > most:
                 closed = True
                 break
             candidates.append(pending)
             rows += pending.rows
-            if not limits.joins or rows >= limits.max_rows:
+            if not limits.joins or rows >= most:
                 closed = True
                 break
     if not candidates or closed:

@@ -200,17 +200,16 @@ class Executor:
     def _report(self, answered: Sequence[Pending], started_s: float, stages: _Stages) -> None:
         if not answered:
             return
-        now_s = self._clock()
         self._observer(
             BatchExecuted(
                 self._model,
                 self._version,
-                rows=sum(pending.rows for pending in answered),
-                queue_s=[started_s - pending.arrived_s for pending in answered],
-                request_s=[now_s - pending.arrived_s for pending in answered],
-                compute_input_s=stages.collated_s - started_s,
-                compute_infer_s=stages.inferred_s - stages.collated_s,
-                compute_output_s=now_s - stages.inferred_s,
+                sum([pending.rows for pending in answered]),
+                [pending.arrived_s for pending in answered],
+                started_s,
+                stages.collated_s,
+                stages.inferred_s,
+                self._clock(),
             )
         )
 

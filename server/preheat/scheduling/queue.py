@@ -3,11 +3,12 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from preheat.errors import QueueFull
 from preheat.scheduling.batching import BatchLimits, Choice, choose
-from preheat.scheduling.pending import Pending
+from preheat.scheduling.pending import BatchKey, Pending
 from preheat.scheduling.queue_policy import QueuePolicies
 
 
@@ -43,6 +44,11 @@ class RequestQueue:
 
     def __len__(self) -> int:
         return self._waiting
+
+    def limit_rows(self, worthwhile: Mapping[BatchKey, int]) -> None:
+        """From now on, join requests of these keys to no more rows."""
+        with self._lock:
+            self._limits = replace(self._limits, worthwhile=worthwhile)
 
     def put(self, pending: Pending, *, wake: bool = True) -> bool:
         """Add a request; False if the queue is closed. Raises QueueFull at a limit.

@@ -3,8 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from preheat.backend import Buckets, RequestSession, Session, Signature, TensorSession
@@ -13,6 +13,8 @@ from preheat.errors import LoadFailed, ServingError, reason_of
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.padding_check import Infer, PaddingCheck
+from preheat.scheduling.pending import BatchKey
+from preheat.scheduling.row_cost import find_worthwhile
 from preheat.scheduling.warmup import Sample, WarmupBatch, plan_samples, plan_warmup
 
 log = logging.getLogger(__name__)
@@ -44,10 +46,11 @@ class WarmupStep:
 
 @dataclass(frozen=True, slots=True)
 class WarmupReport:
-    """What one instance's warm-up did."""
+    """What one instance's warm-up did. ``worthwhile``: as :func:`~preheat.scheduling.row_cost.find_worthwhile` says."""
 
     seconds: float = 0.0
     steps: Sequence[WarmupStep] = ()
+    worthwhile: Mapping[BatchKey, int] = field(default_factory=dict)
 
     @property
     def compilations(self) -> int:
@@ -59,7 +62,8 @@ class WarmupReport:
 class Warmup:
     """How the instances of one model version are warmed. Any thread may call it.
 
-    ``name`` begins log lines and errors. ``check`` tries the padding, None where nothing is padded.
+    ``name`` begins log lines and errors. ``check`` tries the padding, None where nothing is padded. ``weighs``: whether
+    it is up to the server how many requests share a batch, so that it has to know what batches cost.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Warmup:
     samples: Sequence[Sample]
     executor: Executor
     check: PaddingCheck | None = None
+    weighs: bool = False
 
     def run(self, session: Session, record: CompilationRecord, *, instance: int, eagerly: bool) -> WarmupReport:
         """Warm ``session``, on its thread. Raises LoadFailed, saying at what.
@@ -88,12 +93,30 @@ class Warmup:
             ]
             steps += done
             if not any(step.built for step in done):
-                return WarmupReport(time.monotonic() - started_s, steps)
+                worthwhile = self._weigh(session, batches, done)
+                return WarmupReport(time.monotonic() - started_s, steps, worthwhile)
         late = next(step for step in steps if step.number == _MOST_PASSES and step.built)
         raise LoadFailed(
             f"warm-up of {self.name} does not come to an end: in pass {_MOST_PASSES}, {late.label} still compiled "
             f"{late.built[0].what}"
         )
+
+    def _weigh(
+        self, session: Session, batches: Sequence[WarmupBatch], done: Sequence[WarmupStep]
+    ) -> Mapping[BatchKey, int]:
+        """Find the batches that are not worth it, from what the last pass took."""
+        if not (self.weighs and self.signature.batches):
+            return {}
+
+        def run(batch: WarmupBatch) -> float:
+            started_s = time.monotonic()
+            self.executor.warm(session, batch)
+            return time.monotonic() - started_s
+
+        try:
+            return find_worthwhile(batches, [step.seconds for step in done], run)
+        except BaseException as exc:
+            raise LoadFailed(f"warm-up of {self.name} failed when batches were timed: {reason_of(exc)}") from exc
 
     def _try_padding(self, check: PaddingCheck, infer: Infer) -> None:
         try:

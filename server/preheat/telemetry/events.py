@@ -19,20 +19,20 @@ class FailureReason(enum.Enum):
 
 
 class BatchExecuted(NamedTuple):
-    """A batch was executed and its requests answered.
+    """A batch was executed and its requests answered: how many rows, without padding, and when what happened.
 
-    ``rows`` real rows, without padding. ``queue_s`` and ``request_s`` have one entry per request: its time in the queue
-    and its time from arrival to its encoded answer. The three compute times are those of the batch, in seconds.
+    Times are on the clock of ``time.monotonic``, in order: ``arrived_s`` of each request, when the batch was
+    ``started_s``, its inputs were collated, the session had computed, and the last answer was encoded.
     """
 
     model: str
     version: int
     rows: int
-    queue_s: Sequence[float]
-    request_s: Sequence[float]
-    compute_input_s: float
-    compute_infer_s: float
-    compute_output_s: float
+    arrived_s: Sequence[float]
+    started_s: float
+    collated_s: float
+    inferred_s: float
+    ended_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,16 @@ Event: TypeAlias = BatchExecuted | Compiled | RequestFailed | StateChanged | Ver
 Observer: TypeAlias = Callable[[Event], None]
 
 
-def broadcast(*observers: Observer) -> Observer:
-    """One observer that passes each event to all of ``observers``, in order."""
+def broadcast(every: Observer, *, rare: Sequence[Observer]) -> Observer:
+    """One observer that passes each event to ``every``, and all but batches to those of ``rare``, in order.
+
+    Batches are what there is many of, and what only counting is interested in.
+    """
 
     def observe(event: Event) -> None:
-        for observer in observers:
-            observer(event)
+        every(event)
+        if type(event) is not BatchExecuted:
+            for observer in rare:
+                observer(event)
 
     return observe

@@ -1,6 +1,7 @@
 """The rule by which batches form, held to its words: examples for each number of it, and what must always be so."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -260,3 +261,18 @@ def test_a_waiting_batch_is_looked_at_when_the_first_of_its_deadlines_passes() -
 def test_an_expired_request_is_refused_and_does_not_hold_up_the_next(limits: BatchLimits) -> None:
     expired, alive = pending(rows=8, expires_s=NOW_S), pending(expires_s=math.inf)
     assert run([expired, alive], limits) == Choice([alive], [expired])
+
+
+def test_a_batch_is_full_at_the_rows_beyond_which_it_is_slower_for_its_key() -> None:
+    limits = replace(PATIENT, worthwhile={pending(key="a").batch_key: 3})
+    waiting = [pending(rows=1, key="a", arrived_s=NOW_S) for _ in range(5)]
+    assert run(waiting, limits).batch == waiting[:3]
+    assert run(waiting[:2], limits).batch == []
+    others = [pending(rows=1, key="b", arrived_s=NOW_S) for _ in range(8)]
+    assert run(others, limits).batch == others
+
+
+def test_a_request_of_more_rows_than_are_joined_runs_alone() -> None:
+    limits = replace(PATIENT, worthwhile={pending(key="a").batch_key: 3})
+    large, small = pending(rows=5, key="a", arrived_s=NOW_S), pending(rows=1, key="a", arrived_s=NOW_S)
+    assert run([large, small], limits).batch == [large]

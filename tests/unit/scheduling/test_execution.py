@@ -210,7 +210,7 @@ def test_a_request_cancelled_while_it_runs_harms_no_peer_and_is_not_counted() ->
     executor(events=events).execute(Computing(cancel_then_compute), batch)
     assert isinstance(replies[0].wait(), RequestCancelled)
     assert output(replies[1]) == [[-2, -2], [-3, -3]]
-    assert [(event.rows, len(event.request_s)) for event in events.of(BatchExecuted)] == [(2, 1)]
+    assert [(event.rows, len(event.arrived_s)) for event in events.of(BatchExecuted)] == [(2, 1)]
 
 
 def test_a_reply_that_raises_leaves_its_peers_answered() -> None:
@@ -381,9 +381,8 @@ def test_the_report_adds_up() -> None:
     ticks = iter([10.0, 11.0, 13.0, 17.0])
     batch, _ = batch_of([1, 2], [3])
     executor(buckets=(8,), events=events, clock=lambda: next(ticks)).execute(Computing(), batch)
-    assert events.seen == [
-        BatchExecuted("m", 3, 3, [10, 10], [17, 17], compute_input_s=1, compute_infer_s=2, compute_output_s=4)
-    ]
+    arrived_s = [each.arrived_s for each in batch]
+    assert events.seen == [BatchExecuted("m", 3, 3, arrived_s, 10.0, 11.0, 13.0, 17.0)]
 
 
 def test_a_batch_that_failed_is_not_reported_as_executed() -> None:

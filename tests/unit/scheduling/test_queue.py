@@ -290,3 +290,13 @@ def test_requests_discarded_while_workers_take_are_gone_exactly_once() -> None:
     taken = [each for worker in workers for choice in worker.result(PATIENCE_S) for each in choice.batch]
     assert len(set(taken)) == len(taken)
     assert len(requests) == 0
+
+
+def test_rows_that_are_limited_later_count_from_then_on() -> None:
+    requests = queue(PATIENT_PAIRS, clock=lambda: 0.0)
+    requests.put(pending())
+    assert requests.take_now() is None
+    requests.limit_rows({pending().batch_key: 1})
+    choice = requests.take_now()
+    assert choice is not None
+    assert len(choice.batch) == 1

@@ -1,6 +1,7 @@
 """A warm-up ends when a whole pass has built nothing more, and says at what it failed if it cannot."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -97,13 +98,14 @@ class Warming:
     check: PaddingCheck | None = None
     instance: int = 0
     eagerly: bool = False
+    weighs: bool = False
     events: Events = field(default_factory=Events)
 
     def run(self, session: Session) -> WarmupReport:
         padding = Padding(SIGNATURE, self.buckets, {"x": 0.0})
         outside = self.buckets.outside
         executor = Executor("m", 1, signature=SIGNATURE, padding=padding, outside=outside, observer=self.events)
-        warmup = Warmup("m/1", SIGNATURE, self.buckets, self.samples, executor, self.check)
+        warmup = Warmup("m/1", SIGNATURE, self.buckets, self.samples, executor, self.check, self.weighs)
         record = CompilationRecord("m", 1, self.instance, self.events)
         with recording(record.record):
             return warmup.run(session, record, instance=self.instance, eagerly=self.eagerly)
@@ -265,3 +267,30 @@ def test_a_step_that_builds_leaves_a_line_that_tells_what_was_found_in_the_cache
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("m/1 instance 1: batch 2, length 8 (2 of 3), pass 1: ")
     assert line.endswith(" s, 1 compiled, 1 from the cache")
+
+
+def rows_squared(shape: tuple[int, ...], _: int) -> None:
+    """Take so long that each row of a batch takes longer than one of a smaller."""
+    time.sleep(0.005 * shape[0] ** 2)
+
+
+def test_a_warm_up_that_weighs_says_which_batches_do_not_pay() -> None:
+    session = Echo(rows_squared)
+    assert Warming(weighs=True).run(session).worthwhile == {(("x", (8,)),): 1}
+    assert session.calls == PASS * 4
+
+
+def test_one_that_does_not_weigh_says_nothing_and_runs_nothing_more() -> None:
+    session = Echo(rows_squared)
+    assert Warming().run(session).worthwhile == {}
+    assert session.calls == PASS
+
+
+def test_what_fails_when_it_is_timed_fails_the_load() -> None:
+    def fail_late(shape: tuple[int, ...], before: int) -> None:
+        rows_squared(shape, before)
+        if before:
+            raise ExecutionFailed("worn out")
+
+    refusal = Warming(weighs=True).refusal(Echo(fail_late))
+    assert refusal == "warm-up of m/1 failed when batches were timed: worn out"

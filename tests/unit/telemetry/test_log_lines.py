@@ -55,7 +55,7 @@ def test_what_is_compiled_before_a_model_is_ready_leaves_none(caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    "event", [BatchExecuted("m", 1, 1, [0.0], [0.0], 0.0, 0.0, 0.0), RequestFailed("m", 1, FailureReason.OTHER, 0.5)]
+    "event", [BatchExecuted("m", 1, 1, [0.0], 0.0, 0.0, 0.0, 0.0), RequestFailed("m", 1, FailureReason.OTHER, 0.5)]
 )
 def test_requests_leave_none(event: Event, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
