@@ -15,6 +15,7 @@ from preheat import __version__
 from preheat.cache import CompileCache, open_cache
 from preheat.engine import Engine, Phase
 from preheat.errors import BackendMissing
+from preheat.memory.cuda import load_driver
 from preheat.memory.regions import Regions
 from preheat.models.lifecycle import State
 from preheat.models.loader import Loader, LoadLimits
@@ -68,7 +69,7 @@ class Server:
             self._statistics,
             name=settings.id,
             explicit_control=explicit,
-            regions=Regions() if settings.allow_client_shm else None,
+            regions=Regions(load_driver()) if settings.allow_client_shm else None,
         )
         self._transport = make_transport(
             self._engine, _listening(settings), wanted=settings.transport, trusted=settings.trusted_network

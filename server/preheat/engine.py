@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 # The protocol extensions that work. Clients switch on these: list nothing that does not.
 EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics", "schedule_policy")
 SHARED_MEMORY_EXTENSIONS = ("system_shared_memory",)
+CUDA_SHARED_MEMORY_EXTENSIONS = ("cuda_shared_memory",)
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 
 # The index has Triton's words for our states.
@@ -146,7 +147,9 @@ class Engine:
         """The server's name, version and extensions."""
         self._refuse_when_stopping()
         extensions = EXTENSIONS + (CONTROL_EXTENSIONS if self._explicit_control else ())
-        extensions += () if self._regions is None else SHARED_MEMORY_EXTENSIONS
+        if self._regions is not None:
+            extensions += SHARED_MEMORY_EXTENSIONS
+            extensions += CUDA_SHARED_MEMORY_EXTENSIONS if self._regions.has_cuda else ()
         return ServerMetadata(self._name, preheat.__version__, extensions)
 
     def model_metadata(self, model: str, version: str) -> ModelMetadata:

@@ -123,7 +123,8 @@ class Settings:
     allow_client_shm: bool = _setting(
         False,  # noqa: FBT003 - it is the value
         _switch,
-        "true: clients on this machine may register shared memory, which lets them end the server by shrinking it",
+        "true: clients on this machine may register shared memory, which lets them end the server by shrinking it, and "
+        "memory of a GPU, by CUDA IPC",
     )
     max_concurrent_streams: int = _setting(
         0, _count_or_zero, "how many calls a connection may have at once; 0 leaves it to the transport"

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
-
-from preheat.errors import OutputTooLarge
-from preheat.memory.regions import Regions
+from preheat.errors import ExecutionFailed, OutputTooLarge
+from preheat.memory.regions import Regions, Room
 from preheat.messages import InferRequest, InferResponse
 from preheat.scheduling.pending import Answer, Reply
 from preheat.tensors import Buffer, to_buffer
@@ -19,7 +17,8 @@ _HARMLESS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 def share(regions: Regions, request: InferRequest, reply: Reply) -> tuple[InferRequest, Reply]:
     """``request`` with its inputs from shared memory, and a reply that puts outputs there before it is given.
 
-    A region lives on while a request uses it, also when it is unregistered. Raises RegionNotFound, InvalidRequest.
+    A region lives on while a request uses it, also when it is unregistered. Raises RegionNotFound, InvalidRequest,
+    ExecutionFailed.
     """
     inputs = list(request.inputs)
     for position, place in request.sources:
@@ -28,16 +27,16 @@ def share(regions: Regions, request: InferRequest, reply: Reply) -> tuple[InferR
             data = bytes(data)
         inputs[position] = inputs[position]._replace(data=data)
     if request.places:
-        rooms = {name: regions.write(*place) for name, place in request.places.items()}
+        rooms = {name: regions.room(*place) for name, place in request.places.items()}
         reply = partial(_put_and_reply, rooms, reply)
     return request._replace(inputs=tuple(inputs)), reply
 
 
-def _put_and_reply(rooms: Mapping[str, memoryview], reply: Reply, answer: Answer) -> None:
+def _put_and_reply(rooms: Mapping[str, Room], reply: Reply, answer: Answer) -> None:
     reply(_put(rooms, answer) if isinstance(answer, InferResponse) else answer)
 
 
-def _put(rooms: Mapping[str, memoryview], answer: InferResponse) -> Answer:
+def _put(rooms: Mapping[str, Room], answer: InferResponse) -> Answer:
     """Copy outputs to where the client wants them."""
     outputs = list(answer.outputs)
     for position, output in enumerate(outputs):
@@ -45,11 +44,14 @@ def _put(rooms: Mapping[str, memoryview], answer: InferResponse) -> Answer:
         if room is None:
             continue
         raw = to_buffer(output.array)
-        if len(raw) > len(room):
+        if len(raw) > room.size:
             return OutputTooLarge(
-                f"shared memory size specified with the request for output '{output.name}' ({len(room)} bytes) should "
+                f"shared memory size specified with the request for output '{output.name}' ({room.size} bytes) should "
                 f"be at least {len(raw)} bytes to hold the results"
             )
-        np.copyto(np.frombuffer(room, np.uint8, len(raw)), np.frombuffer(raw, np.uint8))
+        try:
+            room.put(memoryview(raw).cast("B"))
+        except ExecutionFailed as exc:
+            return exc
         outputs[position] = output._replace(placed=True)
     return answer._replace(outputs=tuple(outputs))

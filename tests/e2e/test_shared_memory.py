@@ -16,6 +16,8 @@ from tests.e2e.wire import Output, Status, Tensor, Wire, infer_request
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc import service_pb2 as pb
 
+from preheat.memory.cuda import load_driver
+
 pytestmark = pytest.mark.protocol
 
 SIZE = 2**16
@@ -271,3 +273,23 @@ def test_shared_memory_is_off_unless_it_is_allowed(tmp_path: Path, memory: Share
             assert "--allow-client-shm" in status.text
         with InferenceServerClient(server.grpc_address) as client:
             assert "system_shared_memory" not in client.get_server_metadata().extensions
+
+
+def test_the_memory_of_a_gpu_is_refused_where_there_is_none_and_nothing_else_suffers(
+    client: InferenceServerClient, wire: Wire
+) -> None:
+    if load_driver() is not None:
+        pytest.skip("this machine has an NVIDIA GPU: tests/gpu")
+    request = pb.CudaSharedMemoryRegisterRequest(name="x", raw_handle=bytes(64), device_id=0, byte_size=64)
+    status = wire.status("CudaSharedMemoryRegister", request.SerializeToString())
+    assert status.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "failed to register CUDA shared memory region: 'x', GPUs not supported" in status.text
+    assert not client.get_cuda_shared_memory_status().regions
+    client.unregister_cuda_shared_memory("x")
+    client.unregister_cuda_shared_memory()
+    assert wire.status("CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest(name="x").SerializeToString()) == (
+        Status(grpc.StatusCode.NOT_FOUND, "Unable to find shared memory region: 'x'")
+    )
+    extensions = client.get_server_metadata().extensions
+    assert "system_shared_memory" in extensions
+    assert "cuda_shared_memory" not in extensions

@@ -8,6 +8,8 @@ from google.protobuf.message import DecodeError, Message
 
 from preheat.engine import Engine, Ticket
 from preheat.errors import InternalError, InvalidRequest, ServingError, Unsupported
+from preheat.memory.cuda_regions import CudaRegion
+from preheat.memory.system_regions import SystemRegion
 from preheat.messages import InferResponse
 from preheat.protocol import grpc_service_pb2 as pb
 from preheat.protocol.codec import decode_request, encode_response
@@ -66,6 +68,8 @@ class ControlMethods:
             "SystemSharedMemoryStatus": self._shared_memory_status,
             "SystemSharedMemoryRegister": self._shared_memory_register,
             "SystemSharedMemoryUnregister": self._shared_memory_unregister,
+            "CudaSharedMemoryStatus": self._cuda_shared_memory_status,
+            "CudaSharedMemoryUnregister": self._cuda_shared_memory_unregister,
         }
 
     def _server_live(self, payload: bytes) -> bytes:
@@ -106,7 +110,7 @@ class ControlMethods:
     def _shared_memory_status(self, payload: bytes) -> bytes:
         request = _parse(pb.SystemSharedMemoryStatusRequest(), payload)
         response = pb.SystemSharedMemoryStatusResponse()
-        for name, region in self._engine.regions().status(request.name).items():
+        for name, region in self._engine.regions().status(request.name, SystemRegion).items():
             found = response.regions[name]
             found.name, found.key, found.offset, found.byte_size = name, region.key, region.offset, region.size
         return response.SerializeToString()
@@ -121,6 +125,19 @@ class ControlMethods:
         self._engine.regions().unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse().SerializeToString()
 
+    def _cuda_shared_memory_status(self, payload: bytes) -> bytes:
+        request = _parse(pb.CudaSharedMemoryStatusRequest(), payload)
+        response = pb.CudaSharedMemoryStatusResponse()
+        for name, region in self._engine.regions().status(request.name, CudaRegion).items():
+            found = response.regions[name]
+            found.name, found.device_id, found.byte_size = name, region.device, region.size
+        return response.SerializeToString()
+
+    def _cuda_shared_memory_unregister(self, payload: bytes) -> bytes:
+        request = _parse(pb.CudaSharedMemoryUnregisterRequest(), payload)
+        self._engine.regions().unregister(request.name, CudaRegion)
+        return pb.CudaSharedMemoryUnregisterResponse().SerializeToString()
+
 
 class BlockingMethods:
     """The RPCs that take their time, for a thread of their own. They raise ServingError."""
@@ -130,7 +147,17 @@ class BlockingMethods:
 
     def table(self) -> Mapping[str, Callable[[bytes], bytes]]:
         """The methods by RPC name."""
-        return {"RepositoryModelLoad": self._load, "RepositoryModelUnload": self._unload}
+        return {
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+            # The first use of a GPU makes its context.
+            "CudaSharedMemoryRegister": self._cuda_shared_memory_register,
+        }
+
+    def _cuda_shared_memory_register(self, payload: bytes) -> bytes:
+        request = _parse(pb.CudaSharedMemoryRegisterRequest(), payload)
+        self._engine.regions().register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
+        return pb.CudaSharedMemoryRegisterResponse().SerializeToString()
 
     def _load(self, payload: bytes) -> bytes:
         request = _parse(pb.RepositoryModelLoadRequest(), payload)
