@@ -18,7 +18,6 @@ from benchmarks.servers import stop_servers_when_terminated
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
 
-STEM = "request-path"
 _PACKAGES = ("preheat", "grpcio", "pygrpc-native", "numpy", "uvloop", "protobuf")
 
 
@@ -72,18 +71,19 @@ def run_alone(document: str | None, measure: Callable[[Options], Section]) -> No
     raise SystemExit(bool(section.failures))
 
 
-def write_report(sections: Sequence[Section], folder: Path, command: str) -> None:
-    """Write the page, the JSON and the plots into ``folder``."""
+def write_report(sections: Sequence[Section], page: Path, command: str) -> None:
+    """Write the page, the JSON and the plots, whose names all begin with that of ``page``, which has no ending."""
+    folder, stem = page.parent, page.name
     folder.mkdir(parents=True, exist_ok=True)
     facts = machine_facts(sections) | {"command": command}
     document = {"facts": facts, "sections": [section.as_json for section in sections]}
-    (folder / f"{STEM}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    pictures = _pictures(sections, folder)
-    parts = ["# The request path\n", *(f"- {name}: {text}" for name, text in facts.items()), ""]
+    (folder / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    pictures = _pictures(sections, page)
+    parts = [f"# {stem.replace('-', ' ').capitalize()}\n", *(f"- {name}: {text}" for name, text in facts.items()), ""]
     for section in sections:
         parts.append(section.markdown)
         parts += [f"![{plot.title}]({pictures[plot.name]})\n" for plot in section.plots if plot.name in pictures]
-    (folder / f"{STEM}.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    (folder / f"{stem}.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
 def machine_facts(sections: Sequence[Section]) -> dict[str, str]:
@@ -100,11 +100,11 @@ def machine_facts(sections: Sequence[Section]) -> dict[str, str]:
     }
 
 
-def _pictures(sections: Sequence[Section], folder: Path) -> dict[str, str]:
+def _pictures(sections: Sequence[Section], page: Path) -> dict[str, str]:
     """The files of the plots, by the plots' names; none without matplotlib."""
     plots = [plot for section in sections for plot in section.plots]
     try:
-        files = draw(plots, folder, STEM)
+        files = draw(plots, page.parent, page.name)
     except ImportError as error:
         print(f"no plots: {error}; pip install matplotlib", file=sys.stderr)
         return {}

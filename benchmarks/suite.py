@@ -25,14 +25,19 @@ _BENCHMARKS: Mapping[str, Callable[[Options], Section]] = {
     "mixed": mixed.measure,
 }
 _SHOWN = ("rounds", "window_seconds", "transport", "soak_seconds", "sample_seconds", "many")
-_PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
+_PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "request-path"
 
 
 def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=_BENCHMARKS, default=list(_BENCHMARKS), help="which to run")
-    parser.add_argument("--output", type=Path, default=_PAGES, help="the folder to write to (default docs/benchmarks)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=_PAGE,
+        help="the page to write, without an ending (default docs/benchmarks/request-path)",
+    )
     add_options(parser)
     arguments = parser.parse_args()
     options = read_options(arguments)
