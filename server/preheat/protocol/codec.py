@@ -85,7 +85,8 @@ def decode_request(payload: bytes, *, deadline_s: float | None) -> InferRequest:
     # Before all else: if it is no text, the message is none.
     identity = _text(found.only)
     known = _known.get(found.rest)
-    if known is None:
+    # Without raw contents it is of another kind, though it says the same: its data is typed, or it has none.
+    if known is None or (known.sent and not found.contents):
         message = _parse(found.rest)
         if not found.contents and not all(is_shared(tensor) for tensor in message.inputs):
             message.id = identity

@@ -79,6 +79,12 @@ def test_a_message_is_judged_for_itself_however_much_it_is_like_the_one_before()
     assert min(outcomes["taken"], outcomes["unparsable"], outcomes["InvalidRequest"]) > MESSAGES // 100, outcomes
 
 
+def test_an_input_without_elements_may_come_without_data_also_after_it_came_with_raw_ones() -> None:
+    without = b"*\x0d\n\x01q\x12\x05INT64\x1a\x01\0"
+    for payload in (without, without + b":\0", without):
+        assert assert_judged_right(payload) == "taken"
+
+
 def test_many_damaged_messages_are_judged_as_the_rules_say() -> None:
     dice = (Random(seed) for seed in range(MESSAGES))  # noqa: S311 - the same messages each time
     outcomes = Counter(assert_judged_right(damaged_request(each)) for each in dice)
