@@ -33,6 +33,11 @@ class Frame:
     payload: bytes
 
     @property
+    def encoded(self) -> bytes:
+        """As it is on the wire."""
+        return _frame(self.kind, self.flags, self.stream, self.payload)
+
+    @property
     def ends_stream(self) -> bool:
         """Whether nothing comes after it on its stream."""
         return self.kind == RESET or (self.kind in (DATA, HEADERS) and bool(self.flags & _END_STREAM))
@@ -49,13 +54,10 @@ class Http2:
     """
 
     def __init__(self, address: str, *, patient: bool = True) -> None:
-        host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host.strip("[]"), int(port)), timeout=LIMIT_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = _connect(address)
         self._source = self._socket.makefile("rb")
         self._streams = itertools.count(1, 2)
-        window = _LARGEST_WINDOW if patient else _WINDOW
-        self._send(_PREFACE + _frame(SETTINGS, 0, 0, struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)))
+        self._send(_beginning(_LARGEST_WINDOW if patient else _WINDOW))
         if patient:
             self._grant(0, _LARGEST_WINDOW - _WINDOW)
 
@@ -87,12 +89,7 @@ class Http2:
         pseudo = {":method": method, ":scheme": "http", ":path": path, ":authority": "test"}
         content = {} if content_type is None else {"content-type": content_type}
         named = pseudo | content | {"te": "trailers"} | dict(headers or {})
-        block = b"".join(_header(name, value) for name, value in named.items())
-        frames = [_frame(HEADERS, _END_HEADERS, stream, block)]
-        pieces = [body[at : at + _MOST_OF_A_FRAME] for at in range(0, len(body), _MOST_OF_A_FRAME)] or [b""]
-        last = len(pieces) - 1
-        frames += [_frame(DATA, ends and at == last, stream, piece) for at, piece in enumerate(pieces)]
-        self._send(b"".join(frames))
+        self._send(_call(stream, named, body, ends=ends))
         return stream
 
     def read_on(self, stream: int) -> None:
@@ -149,6 +146,56 @@ class Http2:
 def message(payload: bytes, *, compressed: bool = False) -> bytes:
     """``payload`` as gRPC frames a message."""
     return struct.pack(">?I", compressed, len(payload)) + payload
+
+
+def bytes_of_a_call(body: bytes) -> bytes:
+    """All that a client says on a connection that it makes for one call of ModelInfer, which is stream 1."""
+    named = {":method": "POST", ":scheme": "http", ":path": INFER, ":authority": "test", "content-type": GRPC}
+    return _beginning(_LARGEST_WINDOW) + _call(1, named | {"te": "trailers"}, body, ends=True)
+
+
+def reply_to(address: str, said: bytes) -> list[Frame]:
+    """The frames with which a server answers ``said``, until it ends the connection: it is told that no more comes."""
+    received = bytearray()
+    with _connect(address) as connection:
+        try:
+            connection.sendall(said)
+            connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(_WINDOW):
+                received += piece
+        except TimeoutError:
+            raise
+        except OSError:
+            # It need not hear all of it.
+            return list(_frames_in(bytes(received)))
+    return list(_frames_in(bytes(received)))
+
+
+def _frames_in(received: bytes) -> Iterator[Frame]:
+    """The frames that are there whole."""
+    while len(received) >= 9 and len(received) >= (end := 9 + int.from_bytes(received[:3])):
+        yield Frame(received[3], received[4], int.from_bytes(received[5:9]), received[9:end])
+        received = received[end:]
+
+
+def _connect(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host.strip("[]"), int(port)), timeout=LIMIT_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _beginning(window: int) -> bytes:
+    return _PREFACE + _frame(SETTINGS, 0, 0, struct.pack(">HI", _INITIAL_WINDOW_SIZE, window))
+
+
+def _call(stream: int, headers: Mapping[str, str], body: bytes, *, ends: bool) -> bytes:
+    block = b"".join(_header(name, value) for name, value in headers.items())
+    frames = [_frame(HEADERS, _END_HEADERS, stream, block)]
+    pieces = [body[at : at + _MOST_OF_A_FRAME] for at in range(0, len(body), _MOST_OF_A_FRAME)] or [b""]
+    last = len(pieces) - 1
+    frames += [_frame(DATA, ends and at == last, stream, piece) for at, piece in enumerate(pieces)]
+    return b"".join(frames)
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
