@@ -63,13 +63,14 @@ class Server:
             observer=observer,
         )
         explicit = settings.model_control_mode == "explicit"
+        self._regions = Regions(load_driver()) if settings.allow_client_shm else None
         self._engine = Engine(
             self._registry,
             self._manager,
             self._statistics,
             name=settings.id,
             explicit_control=explicit,
-            regions=Regions(load_driver()) if settings.allow_client_shm else None,
+            regions=self._regions,
         )
         self._transport = make_transport(
             self._engine, _listening(settings), wanted=settings.transport, trusted=settings.trusted_network
@@ -149,6 +150,8 @@ class Server:
             unloaded = await asyncio.to_thread(self._manager.unload_all, limit_s)
         finally:
             await self._transport.stop(_FLUSH_SECONDS)
+            if self._regions is not None:
+                self._regions.close()
         log.info("stopped: %d requests could not be finished in time", unloaded.abandoned)
         return unloaded.hanging
 

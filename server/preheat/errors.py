@@ -6,9 +6,20 @@ logged, and the client is told only that the server failed. Errors know nothing 
 each its status code.
 """
 
+from typing import Self
+
 
 class ServingError(Exception):
     """Root of the errors whose text may reach a client."""
+
+    def as_answer(self) -> Self:
+        """This error, without the frames that it came through.
+
+        They hold what was used in them, such as a client's memory, and may hold the error in turn: then all of it
+        would stay until the garbage collector comes by, which can take for ever.
+        """
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
 
 class InvalidRequest(ServingError):

@@ -32,8 +32,12 @@ def share(regions: Regions, request: InferRequest, reply: Reply) -> tuple[InferR
     return request._replace(inputs=tuple(inputs)), reply
 
 
-def _put_and_reply(rooms: Mapping[str, Room], reply: Reply, answer: Answer) -> None:
-    reply(_put(rooms, answer) if isinstance(answer, InferResponse) else answer)
+def _put_and_reply(rooms: dict[str, Room], reply: Reply, answer: Answer) -> None:
+    """Give the answer, and the rooms up: whoever has called may keep the request, and its reply, for longer."""
+    if isinstance(answer, InferResponse):
+        answer = _put(rooms, answer)
+    rooms.clear()
+    reply(answer)
 
 
 def _put(rooms: Mapping[str, Room], answer: InferResponse) -> Answer:

@@ -71,6 +71,11 @@ class ServerProcess:
             return "".join(self._lines)
 
     @property
+    def maps(self) -> str:
+        """What the process has mapped, a line each (proc_pid_maps(5))."""
+        return Path(f"/proc/{self._process.pid}/maps").read_text()
+
+    @property
     def running(self) -> bool:
         """Whether the process is alive."""
         return self._process.poll() is None

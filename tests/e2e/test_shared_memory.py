@@ -230,6 +230,25 @@ def test_a_request_keeps_the_region_that_it_uses(
     np.testing.assert_array_equal(memory.array(64, np.int64, (1, 4)), rows)
 
 
+def test_a_region_that_is_forgotten_is_unmapped_whatever_was_refused(
+    server: ServerProcess, wire: Wire, client: InferenceServerClient, memory: SharedObject
+) -> None:
+    """An error holds what it came through; nobody collects garbage while a server has little to do."""
+    memory.register(client, "r")
+    again = pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.key, byte_size=SIZE).SerializeToString()
+    assert wire.status("SystemSharedMemoryRegister", again).code is grpc.StatusCode.ALREADY_EXISTS
+    outside = infer_request("floats", [Tensor("INPUT0", "FP32", [1, 1], parameters=place("r", 4, SIZE))])
+    assert wire.status("ModelInfer", outside).code is grpc.StatusCode.INVALID_ARGUMENT
+    for room in (3, 4):
+        output = Output("OUTPUT0", place("r", room))
+        request = infer_request("floats", [Tensor("INPUT0", "FP32", [1, 1])], [bytes(4)], outputs=[output])
+        expected = grpc.StatusCode.OK if room == 4 else grpc.StatusCode.INTERNAL
+        assert wire.status("ModelInfer", request).code is expected
+    assert server.maps.count(memory.key) == 1
+    client.unregister_system_shared_memory("r")
+    assert memory.key not in server.maps
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_client_that_rewrites_its_memory_meanwhile_harms_nobody_else(
     wire: Wire, client: InferenceServerClient, memory: SharedObject, model: str

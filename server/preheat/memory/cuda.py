@@ -147,8 +147,10 @@ class _Memory:
     def close(self) -> None:
         """As :meth:`CudaMemory.close` says. A driver that refuses is past helping, and the mapping ends with us."""
         with suppress(CudaError), self._driver.current(self._device):
-            self._driver.call("cuStreamDestroy_v2", self._stream)
-            self._driver.call("cuIpcCloseMemHandle", self._pointer)
+            try:
+                self._driver.call("cuStreamDestroy_v2", self._stream)
+            finally:
+                self._driver.call("cuIpcCloseMemHandle", self._pointer)
 
     def _at(self, offset: int) -> ctypes.c_uint64:
         return ctypes.c_uint64(self._pointer.value + offset)

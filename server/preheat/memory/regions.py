@@ -76,6 +76,12 @@ class Regions:
             gone = [self._regions.pop(each) for each in names]
         del gone
 
+    def close(self) -> None:
+        """Forget all, of either kind, when no client is served any more."""
+        with self._lock:
+            gone, self._regions = self._regions, {}
+        gone.clear()
+
     def status(self, name: str, kind: type[RegionT]) -> Mapping[str, RegionT]:
         """The region of ``kind`` called ``name``, or all if it is empty. Raises RegionNotFound."""
         with self._lock:

@@ -259,7 +259,7 @@ def _call(rpc: str, method: Callable[[bytes], bytes], payload: bytes) -> bytes |
     try:
         return method(payload)
     except ServingError as exc:
-        return exc
+        return exc.as_answer()
     except Exception:
         log.exception("%s failed", rpc)
         return InternalError()

@@ -194,11 +194,11 @@ def _check_type(key: str, parameter: pb.ModelRepositoryParameter, expected: str)
 
 def _encode(answer: Answer) -> bytes | ServingError:
     if not isinstance(answer, InferResponse):
-        return answer
+        return answer.as_answer()
     try:
         return encode_response(answer)
     except ServingError as exc:
-        return exc
+        return exc.as_answer()
     except Exception:
         log.exception("an answer of model '%s' could not be encoded", answer.model)
         return InternalError()

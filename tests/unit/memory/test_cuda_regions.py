@@ -176,6 +176,33 @@ def test_kinds_share_their_names_and_nothing_else(regions: Regions, driver: Stan
         assert regions.status("r", CudaRegion)["r"].size == SIZE
 
 
+def test_an_answer_gives_the_memory_up_while_the_request_is_kept(regions: Regions, driver: StandInDriver) -> None:
+    replies = Replies()
+    kept = share(regions, asking(target=Place("r", 0, 8)), replies)
+    regions.unregister("r", CudaRegion)
+    kept[1](answering(np.array([7], np.uint8)))
+    assert driver.opened[0].closed
+
+
+def test_an_error_gives_the_memory_up_once_it_is_an_answer(regions: Regions, driver: StandInDriver) -> None:
+    driver.opened[0].broken = True
+    with pytest.raises(ExecutionFailed) as raised:
+        share(regions, asking(Place("r", 0, 4)), Replies())
+    regions.unregister("r", CudaRegion)
+    assert not driver.opened[0].closed
+    raised.value.as_answer()
+    # What pytest keeps of it.
+    del raised
+    assert driver.opened[0].closed
+
+
+def test_closing_unmaps_all(regions: Regions, driver: StandInDriver) -> None:
+    regions.register_cuda("s", HANDLE, 0, SIZE)
+    regions.close()
+    assert [each.closed for each in driver.opened] == [True, True]
+    assert not regions.status("", CudaRegion)
+
+
 def test_memory_is_unmapped_when_its_last_user_is_gone(regions: Regions, driver: StandInDriver) -> None:
     replies = Replies()
     _, reply = share(regions, asking(target=Place("r", 0, 8)), replies)
