@@ -21,7 +21,10 @@ WITH_VERSION = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics",
 WITHOUT_FIELDS = ("ServerLive", "ServerReady", "ServerMetadata")
 WITH_REPOSITORY = ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload")
 # Those have tests of their own.
-SHARED_MEMORY = ("SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister")
+SHARED_MEMORY = (
+    "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister",
+)  # fmt: skip
 ANSWERED = (*WITHOUT_FIELDS, *MODEL_FIELDS, "RepositoryIndex")
 NOT_ANSWERED = tuple(method.name for method in SERVICE.methods if method.name not in (*ANSWERED, *SHARED_MEMORY))
 

@@ -18,6 +18,7 @@ ANSWERED = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelInfer",
     "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",
     "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister",
 )  # fmt: skip
 UNIMPLEMENTED = [method.name for method in SERVICE.methods if method.name not in ANSWERED]
 GARBAGE = b"\xff\xff\xff\xff garbage"
