@@ -35,16 +35,20 @@ def find_worthwhile(
     found = {}
     for key, timed in sizes.items():
         least = {rows: taken for rows, (_, taken) in timed.items()}
-        if least[max(least)] < _LEAST_S:
-            continue
         for _ in range(_RUNS):
-            if worthwhile_rows(least) == max(least):
+            if _worth_it(least):
                 break
             for rows, (batch, _) in timed.items():
                 least[rows] = min(least[rows], run(batch))
-        if (most := worthwhile_rows(least)) < max(least):
-            found[key] = most
+        if not _worth_it(least):
+            found[key] = worthwhile_rows(least)
     return found
+
+
+def _worth_it(seconds: Mapping[int, float]) -> bool:
+    """Whether the largest batch is: its rows cost no more, or it is done in no time."""
+    most = max(seconds)
+    return seconds[most] < _LEAST_S or worthwhile_rows(seconds) == most
 
 
 def tell_worthwhile(worthwhile: Mapping[BatchKey, int]) -> list[str]:

@@ -86,6 +86,12 @@ def test_batches_that_are_done_in_no_time_are_not_weighed() -> None:
     assert again.ran == []
 
 
+def test_a_batch_that_took_long_once_and_is_else_done_in_no_time_is_not_weighed() -> None:
+    limits, again = found({4: 8.0, 1: 1.0}, {4: 0.0019, 1: 0.0001})
+    assert limits == {}
+    assert again.ran == [4, 1]
+
+
 def test_shapes_are_weighed_apart_and_samples_not_at_all() -> None:
     batches: Sequence[WarmupBatch] = [batch(2), batch(2, LONG), batch(1), batch(1, LONG), batch(4, None)]
     limits = find_worthwhile(batches, [1.5, 5.0, 1.0, 1.0, 100.0], Timed({1: 1.0, 2: 5.0}))
