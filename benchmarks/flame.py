@@ -1,6 +1,6 @@
 """Where a small request's time goes, function by function: a flame graph of a server that is asked for 64 bytes.
 
-    python -m benchmarks.flame OUTPUT.svg --py-spy PROGRAM --perf-analyzer PROGRAM
+    python -m benchmarks.flame OUTPUT.svg --py-spy PROGRAM --perf-analyzer PROGRAM --transport native
 
 py-spy (pip install py-spy) looks at the server from outside, which runs as it would without. The picture is of whatever
 holds the interpreter's lock: not of HTTP/2 outside it, nor of waiting. py-spy needs the right to trace processes.

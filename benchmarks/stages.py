@@ -22,7 +22,7 @@ from benchmarks.servers import PreheatServer, installed_transports, server_versi
 from tests.e2e.server_process import ServerProcess
 
 _CONCURRENCY = (1, 8)
-_OUTSIDE = "outside Python, wire and client"
+_OUTSIDE = "not timed: HTTP/2, wire and client"
 
 
 class TimedServer(PreheatServer):

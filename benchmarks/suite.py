@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import batching, many, mixed, overhead, raw, stages
+from benchmarks import batching, many, mixed, overhead, raw, stages, threads
 from benchmarks.options import Options, add_options, read_options
 from benchmarks.report import Section, write_report
 from benchmarks.servers import stop_servers_when_terminated
@@ -21,6 +21,7 @@ _BENCHMARKS: Mapping[str, Callable[[Options], Section]] = {
     "stages": stages.measure,
     "raw": raw.measure,
     "batching": batching.measure,
+    "threads": threads.measure,
     "many": many.measure,
     "mixed": mixed.measure,
 }

@@ -138,7 +138,7 @@ class DoubleRequestSession(RequestSession):
 
 
 class _Echo:
-    """One session's executions, counted. Belongs to the session's thread."""
+    """One session's executions, counted. Belongs to whoever runs the session."""
 
     def __init__(self, parameters: Parameters, signature: Signature, closed: threading.Event) -> None:
         self._parameters = parameters

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from preheat.tensors import Array, Buffer, DataType
+from preheat.tensors import Array, Buffer, DataType, Loan
 
 Parameter: TypeAlias = bool | int | float | str
 NO_PARAMETERS: Mapping[str, Parameter] = MappingProxyType({})
@@ -36,6 +36,7 @@ class InputTensor(NamedTuple):
 
 
 NO_PLACES: Mapping[str, Place] = MappingProxyType({})
+NO_LOANS: Mapping[str, Loan] = MappingProxyType({})
 
 
 class Kind:
@@ -51,6 +52,7 @@ class InferRequest(NamedTuple):
     clock of ``time.monotonic``. ``payload_bytes`` is what the request's tensors hold in memory while it lives. ``kind``
     None: it is not known whether there was one like it before. ``sources`` says of the inputs, by position, whose data
     is empty here where it lies, and ``places`` of outputs, by name, where they are to go instead of into the answer.
+    ``loans`` are inputs, by name, whose data is empty here and has to be copied first.
     """
 
     model: str
@@ -64,6 +66,7 @@ class InferRequest(NamedTuple):
     kind: Kind | None = None
     sources: tuple[tuple[int, Place], ...] = ()
     places: Mapping[str, Place] = NO_PLACES
+    loans: Mapping[str, Loan] = NO_LOANS
 
 
 class OutputTensor(NamedTuple):

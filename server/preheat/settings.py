@@ -15,6 +15,8 @@ COMPRESSIONS = ("none", "low", "medium", "high")
 # A protobuf message, and so a gRPC message, cannot be larger.
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _MAX_SECONDS = 86400.0
+# What gRPC, and the libraries below it, take as a number.
+_MOST_COUNT = 2**31 - 1
 ENVIRONMENT_PREFIX = "PREHEAT_"
 
 
@@ -68,8 +70,8 @@ def _switch(text: str) -> bool:
 
 
 def _count_or_zero(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError("must be a whole number")
+    if not text.isdecimal() or int(text) > _MOST_COUNT:
+        raise ValueError(f"must be a whole number, up to {_MOST_COUNT}")
     return int(text)
 
 

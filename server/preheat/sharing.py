@@ -7,7 +7,7 @@ from preheat.errors import ExecutionFailed, OutputTooLarge
 from preheat.memory.regions import Regions, Room
 from preheat.messages import InferRequest, InferResponse
 from preheat.scheduling.pending import Answer, Reply
-from preheat.tensors import Buffer, to_buffer
+from preheat.tensors import Loan, to_buffer
 
 # Types whose values never say where to read: only those are used where they lie, for a client can change them at any
 # time. A length, an index or a mask that changes after it was looked at could lead a computation anywhere.
@@ -17,27 +17,39 @@ _HARMLESS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 def share(regions: Regions, request: InferRequest, reply: Reply) -> tuple[InferRequest, Reply]:
     """``request`` with its inputs from shared memory, and a reply that puts outputs there before it is given.
 
-    A region lives on while a request uses it, also when it is unregistered. Raises RegionNotFound, InvalidRequest,
-    ExecutionFailed.
+    A region lives on while a request uses it, also when it is unregistered. What has to be copied is lent only, and
+    counts as the request's payload from now on. Raises RegionNotFound, InvalidRequest.
     """
     inputs = list(request.inputs)
+    loans: dict[str, Loan] = {}
     for position, place in request.sources:
-        data: Buffer = regions.read(*place)
-        if inputs[position].datatype not in _HARMLESS:
-            data = bytes(data)
-        inputs[position] = inputs[position]._replace(data=data)
+        tensor, data = inputs[position], regions.view(*place)
+        if isinstance(data, Loan):
+            loans[tensor.name] = data
+        elif tensor.datatype in _HARMLESS:
+            inputs[position] = tensor._replace(data=data)
+        else:
+            loans[tensor.name] = Loan(len(data), partial(bytes, data))
     if request.places:
         rooms = {name: regions.room(*place) for name, place in request.places.items()}
-        reply = partial(_put_and_reply, rooms, reply)
-    return request._replace(inputs=tuple(inputs)), reply
+        reply = partial(_put_and_reply, rooms, bool(request.sources), reply)
+    request = request._replace(inputs=tuple(inputs))
+    if loans:
+        lent_bytes = sum(loan.size for loan in loans.values())
+        # The way in which others of its kind were admitted is none for what is lent.
+        request = request._replace(loans=loans, payload_bytes=request.payload_bytes + lent_bytes, kind=None)
+    return request, reply
 
 
-def _put_and_reply(rooms: dict[str, Room], reply: Reply, answer: Answer) -> None:
+def _put_and_reply(rooms: dict[str, Room], reads_shared: bool, reply: Reply, answer: Answer) -> Answer:  # noqa: FBT001
     """Give the answer, and the rooms up: whoever has called may keep the request, and its reply, for longer."""
     if isinstance(answer, InferResponse):
+        if reads_shared and len(answer.outputs) > 1:
+            # One output may be a view of an input that lies where another is to go.
+            answer = answer._replace(outputs=tuple(each._replace(array=each.array.copy()) for each in answer.outputs))
         answer = _put(rooms, answer)
     rooms.clear()
-    reply(answer)
+    return reply(answer)
 
 
 def _put(rooms: Mapping[str, Room], answer: InferResponse) -> Answer:

@@ -7,8 +7,8 @@ Host tensors are ``numpy.ndarray``; BF16 is ``ml_dtypes.bfloat16``; BYTES is an 
 import enum
 import math
 import struct
-from collections.abc import Mapping
-from typing import Any, Self, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +17,16 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
 Buffer: TypeAlias = bytes | memoryview
+
+
+class Loan(NamedTuple):
+    """A raw payload of ``size`` bytes in a client's memory, which has to be copied before anyone looks at it.
+
+    ``copy`` may take its time, and raises ExecutionFailed: it is for when the request is known to fit its model.
+    """
+
+    size: int
+    copy: Callable[[], bytes]
 
 
 class DataType(enum.Enum):

@@ -42,6 +42,11 @@ class Authority:
         return pair
 
 
+def encrypt(key: Path, path: Path) -> None:
+    """Write ``key`` to ``path``, so that it takes a password to read it."""
+    _openssl("pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", path)
+
+
 def _new_key(path: Path) -> tuple[str | Path, ...]:
     return ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", path)
 

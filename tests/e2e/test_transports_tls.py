@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
-from tests.e2e.certificates import Authority, Pair
+from tests.e2e.certificates import Authority, Pair, encrypt
 from tests.e2e.server_process import LIMIT_S, ServerProcess, echo_config, write_model
 from tests.e2e.tensors import infer_inputs, unique_rows
 from tests.e2e.transports import refused_start
@@ -189,3 +189,15 @@ def test_auto_on_a_trusted_network_serves_with_tls_on_grpcio_and_says_why(
         assert "--tls-certificate" in server.log
         with secure_client(server, certificates.authority) as client:
             assert_infers(client)
+
+
+def test_a_key_that_needs_a_password_ends_the_start_and_nobody_is_asked(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    write_model(tmp_path, "echo", echo_config())
+    key = certificates.server.key.with_name("encrypted.key")
+    encrypt(certificates.server.key, key)
+    options = ["--tls-certificate", str(certificates.server.certificate), "--tls-key", str(key)]
+    result = refused_start(tmp_path, *options)
+    assert f"{key} is encrypted, and gRPC takes no password" in result.stderr
+    assert result.returncode == 2

@@ -31,7 +31,7 @@ from preheat.models.manager import ModelManager
 from preheat.models.registry import Registry
 from preheat.repository.scan import ModelFolder, read_model
 from preheat.scheduling.padding import Padding
-from preheat.scheduling.pending import Admitted, Answer, BatchKey, Pending
+from preheat.scheduling.pending import Admitted, Answer, BatchKey, Pending, Reply
 from preheat.scheduling.queue_policy import Standing
 from preheat.telemetry.events import Event
 from preheat.telemetry.statistics import Statistics
@@ -99,9 +99,10 @@ class Replies:
         self.answers: list[Answer] = []
         self._given = threading.Event()
 
-    def __call__(self, answer: Answer) -> None:
+    def __call__(self, answer: Answer) -> Answer:
         self.answers.append(answer)
         self._given.set()
+        return answer
 
     def wait(self) -> Answer:
         """The answer, once it is there; that there is no second one is checked as well."""
@@ -136,7 +137,7 @@ def pending(
     standing: Standing | None = None,
     payload_bytes: int = 0,
     identity: str = "",
-    reply: Callable[[Answer], None] | None = None,
+    reply: Reply | None = None,
 ) -> Pending:
     """An admitted request without tensors; ``key`` stands for the shapes that decide who shares its batch."""
     return Pending(
@@ -151,7 +152,7 @@ def pending(
 
 def carrying(
     inputs: Tensors,
-    reply: Callable[[Answer], None],
+    reply: Reply,
     *,
     outputs: Sequence[str] = (),
     identity: str = "",

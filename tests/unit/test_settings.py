@@ -53,7 +53,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "trusted_network": (["yes", "1", ""], "must be one of true, false"),
     "max_message_bytes": (["0", "1e3", "2147483648", ""], "must be bytes, from 1 to 2147483647"),
     "allow_client_shm": (["on", ""], "must be one of true, false"),
-    "max_concurrent_streams": (["-1", "many"], "must be a whole number"),
+    "max_concurrent_streams": (["-1", "many", "99999999999"], "must be a whole number, up to 2147483647"),
     "keepalive_seconds": (["0", "0.0"], "must be more than 0 seconds"),
     "keepalive_timeout_seconds": (["-1", "x", "86401"], "must be seconds, from 0 to 86400"),
     "max_connection_age_seconds": (["-1", "x"], "must be seconds, from 0 to 86400"),

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from preheat.errors import ExecutionFailed, InvalidRequest
 from preheat.memory.bounds import MOST_BYTES, check_place
 from preheat.memory.cuda import HANDLE_BYTES, CudaDriver, CudaError, CudaMemory
+from preheat.tensors import Loan
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,10 @@ class CudaRegion:
     size: int
     _mapping: "_CudaMapping" = field(repr=False)
 
-    def read(self, offset: int, size: int) -> bytes:
-        """A copy. Raises InvalidRequest if it is not in the region, ExecutionFailed if the driver does not copy."""
+    def view(self, offset: int, size: int) -> Loan:
+        """What is there, to be copied. Raises InvalidRequest if it is not in the region."""
         check_place(self.name, self.size, offset, size)
-        with self._explaining():
-            return self._mapping.memory.read(offset, size)
+        return Loan(size, partial(self._read, offset, size))
 
     def room(self, offset: int, size: int) -> CudaRoom:
         """A place to write to. Raises InvalidRequest if it is not in the region."""
@@ -46,6 +47,10 @@ class CudaRegion:
         """Copy ``data`` there. Raises ExecutionFailed if the driver does not."""
         with self._explaining():
             self._mapping.memory.write(offset, data)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with self._explaining():
+            return self._mapping.memory.read(offset, size)
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from preheat.errors import AlreadyExists, InvalidRequest, RegionNotFound
 from preheat.memory.cuda import CudaDriver
 from preheat.memory.cuda_regions import CudaRegion, map_allocation
 from preheat.memory.system_regions import SystemRegion, map_object
-from preheat.tensors import Buffer
+from preheat.tensors import Loan
 
 RegionT = TypeVar("RegionT", SystemRegion, CudaRegion)
 
@@ -92,13 +92,12 @@ class Regions:
             raise _not_found(name)
         return {name: found[name]}
 
-    def read(self, name: str, offset: int, size: int) -> Buffer:
-        """A read-only view, or a copy of what is on a GPU.
+    def view(self, name: str, offset: int, size: int) -> memoryview | Loan:
+        """A read-only view of what may change while it is used; what is on a GPU can only be copied.
 
-        Whose values steer a computation has to copy a view first: they may change while it is used. Raises
-        RegionNotFound, InvalidRequest, ExecutionFailed.
+        Raises RegionNotFound, InvalidRequest.
         """
-        return self._find(name).read(offset, size)
+        return self._find(name).view(offset, size)
 
     def room(self, name: str, offset: int, size: int) -> Room:
         """A place to write to. Raises RegionNotFound, InvalidRequest."""

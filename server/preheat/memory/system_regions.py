@@ -52,7 +52,7 @@ class SystemRegion:
     _mapping: mmap.mmap = field(repr=False)
     _object: "_Descriptor" = field(repr=False)
 
-    def read(self, offset: int, size: int) -> memoryview:
+    def view(self, offset: int, size: int) -> memoryview:
         """A read-only view. Raises InvalidRequest if it is not in the region."""
         return self._view(offset, size).toreadonly()
 
@@ -89,6 +89,8 @@ def map_object(name: str, key: str, offset: int, size: int) -> SystemRegion:
         mapping = mmap.mmap(descriptor.number, offset + size - start, offset=start)
     except OSError as exc:
         raise InvalidRequest(f"unable to open shared memory region '{name}', key '{key}': {exc.strerror}") from exc
+    except ValueError as exc:
+        raise InvalidRequest(f"shared memory region '{name}': its object '{key}' has just been shrunk") from exc
     return SystemRegion(name, key, offset, size, mapping, descriptor)
 
 

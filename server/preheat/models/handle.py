@@ -11,6 +11,7 @@ from preheat.errors import (
     ExecutionFailed,
     InternalError,
     InvalidRequest,
+    OutputTooLarge,
     QueueFull,
     RequestCancelled,
     RequestTimeout,
@@ -39,6 +40,7 @@ _REASONS: dict[type[ServingError], FailureReason] = {
     ExecutionFailed: FailureReason.BACKEND,
     InternalError: FailureReason.BACKEND,
     InvalidRequest: FailureReason.OTHER,
+    OutputTooLarge: FailureReason.OTHER,
 }
 
 
@@ -118,14 +120,15 @@ class Handle:
 
         ``wake`` False: the caller calls :meth:`run_waiting` or :meth:`wake` soon.
 
-        Raises InvalidRequest, also without calling ``reply``. A full queue is answered through ``reply``.
+        Raises InvalidRequest, or ExecutionFailed where a client's memory cannot be read, also without calling
+        ``reply``. A full queue is answered through ``reply``.
         """
         arrived_s = time.monotonic()
         try:
             admitted = self._gate.admit(request)
             standing = self._policies.stand(request.parameters, arrived_s=arrived_s, deadline_s=request.deadline_s)
-        except InvalidRequest:
-            self._report_failure(FailureReason.OTHER, arrived_s)
+        except ServingError as exc:
+            self._report_failure(_reason(exc), arrived_s)
             raise
         pending = Pending(
             request,
@@ -211,11 +214,15 @@ class Handle:
 
     def _settle(self, pending: Pending, answer: Answer) -> None:
         if isinstance(answer, ServingError):
-            self._report_failure(_REASONS.get(type(answer), FailureReason.BACKEND), pending.arrived_s)
+            self._report_failure(_reason(answer), pending.arrived_s)
         with self._lock:
             self._in_flight.discard(pending)
             if not self._accepting and not self._in_flight:
                 self._idle.notify_all()
+
+
+def _reason(error: ServingError) -> FailureReason:
+    return _REASONS.get(type(error), FailureReason.BACKEND)
 
 
 def _tensor_metadata(signature: Signature, kind: str) -> tuple[TensorMetadata, ...]:

@@ -172,12 +172,13 @@ def _learn(message: pb.ModelInferRequest, rest: bytes) -> _Known:
     _refuse_classification(message)
     _check_raw_inputs(message)
     sources = sources_of(message)
+    shared = dict(sources)
     known = _Known(
         Kind(),
         message.model_name,
         message.model_version,
         tuple((tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in message.inputs),
-        tuple(position for position in range(len(message.inputs)) if position not in dict(sources)),
+        tuple(position for position in range(len(message.inputs)) if position not in shared),
         tuple(output.name for output in message.outputs),
         MappingProxyType(_decode_parameters(message.parameters)),
         sources,

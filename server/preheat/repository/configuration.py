@@ -21,11 +21,15 @@ CONFIG_FILE = "config.pbtxt"
 # Triton's other names for what we have.
 BACKEND_ALIASES = {
     "onnxruntime_onnx": "onnxruntime",
+    "pytorch": "torchscript",
+    "pytorch_libtorch": "torchscript",
 }
 # Which backend a bare artifact is for, by Triton's default names.
 BACKEND_OF_ARTIFACT = {
     "model.onnx": "onnxruntime",
     "model.pt2": "eager",
+    "model.pt": "torchscript",
+    "model.xml": "openvino",
 }
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 

@@ -17,7 +17,7 @@ from preheat.messages import InferRequest, InputTensor, Kind
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.pending import Admitted, BatchKey
 from preheat.scheduling.reshaping import Reshape
-from preheat.tensors import Array, DataType, view_raw
+from preheat.tensors import Array, DataType, Loan, view_raw
 
 # Whether a request is right is up to the values: of a BOOL, and the lengths in BYTES.
 _LOOKED_INTO = frozenset({DataType.BOOL, DataType.BYTES})
@@ -91,7 +91,8 @@ class Gate:
             for tensor in request.inputs:
                 self._check_tensor(tensor)
             self._check_named_dimensions(request.inputs)
-            given = {tensor.name: self._reshape(tensor.name, self._view(tensor)) for tensor in request.inputs}
+            tensors = [self._borrow(tensor, request.loans.get(tensor.name)) for tensor in request.inputs]
+            given = {tensor.name: self._reshape(tensor.name, self._view(tensor)) for tensor in tensors}
             # Always in one order, that of the warm-up: compiled code may be found by it.
             inputs = {name: given[name] for name in self._inputs if name in given}
             self._padding.refuse_outside(self._model, inputs)
@@ -194,10 +195,23 @@ class Gate:
         try:
             return view_raw(self._inputs[tensor.name].datatype, tensor.shape, tensor.data)
         except ValueError as exc:
-            raise InvalidRequest(
-                f"input byte size mismatch for input '{tensor.name}' for model '{self._model}' of shape "
-                f"{list(tensor.shape)}: {exc}"
-            ) from exc
+            raise self._wrong_size(tensor, str(exc)) from exc
+
+    def _borrow(self, tensor: InputTensor, loan: Loan | None) -> InputTensor:
+        """Copy what is lent, once it is known to be as large as it should be, where that can be told without looking."""
+        if loan is None:
+            return tensor
+        datatype = self._inputs[tensor.name].datatype
+        expected = None if datatype is DataType.BYTES else math.prod(tensor.shape) * datatype.numpy.itemsize
+        if expected not in (None, loan.size):
+            raise self._wrong_size(tensor, f"expected {expected} bytes, got {loan.size}")
+        return tensor._replace(data=loan.copy())
+
+    def _wrong_size(self, tensor: InputTensor, problem: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"input byte size mismatch for input '{tensor.name}' for model '{self._model}' of shape "
+            f"{list(tensor.shape)}: {problem}"
+        )
 
     def _reshape(self, name: str, array: Array) -> Array:
         reshape = self._reshapes.get(name)

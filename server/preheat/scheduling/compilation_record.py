@@ -5,7 +5,7 @@ from preheat.telemetry.events import Compiled, Observer
 
 
 class CompilationRecord:
-    """Counts what the instance's thread states, and passes it on as events. Belongs to that thread."""
+    """Counts what the instance's thread states, and passes it on as events. Belongs to whoever runs the instance."""
 
     def __init__(self, model: str, version: int, instance: int, observer: Observer) -> None:
         self._model = model

@@ -32,8 +32,8 @@ class _Stages(NamedTuple):
 class Executor:
     """Runs batches of one model version on whichever instance's session it is given.
 
-    Every instance thread calls the same executor, which keeps nothing but each thread's staging. ``outside`` says how a
-    batch runs whose shape is outside every bucket.
+    Whoever runs an instance calls the same executor, which keeps nothing but each thread's staging. ``outside`` says how
+    a batch runs whose shape is outside every bucket.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Executor:
         answered = [
             pending
             for pending, answer in zip(live, answers, strict=True)
-            if pending.answer(answer) and isinstance(answer, InferResponse)
+            if isinstance(pending.answer(answer), InferResponse)
         ]
         self._report(answered, started_s, stages)
 

@@ -52,7 +52,7 @@ class OutputCheck:
                 if type(output) is not np.ndarray:
                     return None
                 seen += (output.shape, output.dtype)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, IndexError):
             return None
         return tuple(seen)
 

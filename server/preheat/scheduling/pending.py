@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from preheat.errors import ServingError
+from preheat.errors import InternalError, ServingError
 from preheat.messages import InferRequest, InferResponse
 from preheat.scheduling.queue_policy import Standing
 from preheat.tensors import Tensors
@@ -13,8 +13,9 @@ from preheat.tensors import Tensors
 log = logging.getLogger(__name__)
 
 Answer: TypeAlias = InferResponse | ServingError
-# Arrays in an answer may be overwritten once the call returns: a reply encodes or copies them before that.
-Reply: TypeAlias = Callable[[Answer], None]
+# Arrays in an answer may be overwritten once the call returns: a reply encodes or copies them before that. It returns
+# what the caller got, which is an error where the answer could not be delivered.
+Reply: TypeAlias = Callable[[Answer], Answer]
 # Requests share a batch only if their keys are equal: for each input present, its name and the shape that it is padded
 # to, without the batch axis.
 BatchKey: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
@@ -77,13 +78,14 @@ class Pending:
         """Whether the reply has been given: nothing more needs computing."""
         return self._answer_right.locked()
 
-    def answer(self, answer: Answer) -> bool:
-        """Give the reply, unless it was given before. Returns whether this call gave it. Never raises."""
+    def answer(self, answer: Answer) -> Answer | None:
+        """Give the reply, unless it was given before: then None, else what the caller got. Never raises."""
         if not self._answer_right.acquire(blocking=False):
-            return False
+            return None
         try:
-            self._reply(answer)
+            given = self._reply(answer)
         except Exception:
             log.exception("the reply to a request for model '%s' could not be delivered", self.request.model)
-        self._settle(self, answer)
-        return True
+            given = InternalError()
+        self._settle(self, given)
+        return given

@@ -1,6 +1,7 @@
 """Running a warm-up: pass after pass, until one states no compilation any more."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,12 @@ class WarmupReport:
     def compilations(self) -> int:
         """How many compilations were stated in all."""
         return sum(len(step.compilations) for step in self.steps)
+
+    @property
+    def slowest_s(self) -> float:
+        """What the slowest batch of the last pass took, in seconds; without any, as slow as can be."""
+        last = max((step.number for step in self.steps), default=0)
+        return max((step.seconds for step in self.steps if step.number == last), default=math.inf)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The thread that owns one instance: it opens the session, warms it, serves it and closes it."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -58,8 +59,8 @@ class Worker:
         self._turn = threading.Lock()
         # There, under _turn, while other threads may run it.
         self._lent: Session | None = None
-        # What a batch takes, as a moving average.
-        self._batch_s = 0.0
+        # What a batch takes, as a moving average, which begins with what the slowest took at warm-up.
+        self._batch_s = math.inf
         # Daemon: a session that never returns must not keep the process from ending after the drain limit.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -87,7 +88,8 @@ class Worker:
                 ran = self._run_ripe(self._lent)
             except BaseException:
                 self._give_up()
-                return True
+                # Whoever came after that took the turn for a promise to look again.
+                return False
             finally:
                 self._turn.release()
             # What was put while the session was taken is nobody else's to see.
@@ -126,6 +128,7 @@ class Worker:
                 report = self._warm_up(session, self._record)
                 # Before anyone can know that it is warm: what is compiled from now on is cold.
                 self._record.ready = True
+                self._batch_s = report.slowest_s
                 self._lend(session)
                 self.warm.set_result(report)
             except BaseException as exc:
@@ -160,7 +163,9 @@ class Worker:
         if choice.batch:
             started_s = time.monotonic()
             self._executor.execute(session, choice.batch)
-            self._batch_s += _WEIGHT * (time.monotonic() - started_s - self._batch_s)
+            taken_s = time.monotonic() - started_s
+            known_s = self._batch_s if math.isfinite(self._batch_s) else taken_s
+            self._batch_s = known_s + _WEIGHT * (taken_s - known_s)
 
     def _lend(self, session: Session | None) -> None:
         """Let other threads run ``session``, if they can; None: take it back, which waits for whoever has it."""

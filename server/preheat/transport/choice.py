@@ -77,7 +77,7 @@ def _is_private(host: str) -> bool:
     """Whether every address of ``host`` is of this machine or of a private network."""
     try:
         found = {str(each[4][0]) for each in socket.getaddrinfo(host, None)}
-    except OSError:
+    except (OSError, UnicodeError):
         return False
     # "Any address" counts as private to the library.
     return all(each.is_private and not each.is_unspecified for each in map(_address, found))

@@ -212,7 +212,9 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
     # gRPC itself would only say that it cannot listen.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(tls.certificate, tls.key)
+        context.load_cert_chain(tls.certificate, tls.key, _refuse_password)
+    except _Encrypted:
+        raise OSError(f"{tls.key} is encrypted, and gRPC takes no password: decrypt it, with openssl pkey") from None
     except ssl.SSLError as exc:
         raise OSError(f"{tls.certificate} and {tls.key} are no certificate and its key, in PEM: {exc}") from exc
     except OSError as exc:
@@ -227,6 +229,15 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
     authorities = None if tls.client_authorities is None else tls.client_authorities.read_bytes()
     pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
+
+
+class _Encrypted(Exception):
+    """A key needs a password."""
+
+
+def _refuse_password() -> str:
+    """Called for an encrypted key; otherwise OpenSSL would ask whoever sits at the terminal."""
+    raise _Encrypted
 
 
 async def _answer(rpc: str, response: bytes | ServingError, context: Context) -> bytes:

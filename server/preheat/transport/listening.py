@@ -17,7 +17,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listening:
-    """How to listen on ``host:port``; None leaves it to the transport's library.
+    """How to listen on ``host:port``; None leaves it to the transport.
 
     ``keepalive_s``: how long a connection may be silent before it is asked whether it lives, and
     ``keepalive_timeout_s`` how long it has to answer. ``max_concurrent_streams`` is of one connection.

@@ -39,13 +39,19 @@ def infer(
     try:
         request = decode_request(payload, deadline_s=deadline_s)
     except ServingError as exc:
-        respond(exc)
+        respond(exc.as_answer())
         return None
     except Exception:
         log.exception("a ModelInfer request could not be decoded")
         respond(InternalError())
         return None
-    return engine.submit(request, lambda answer: respond(_encode(answer)), wake=wake)
+
+    def reply(answer: Answer) -> Answer:
+        given = _encode(answer)
+        respond(given)
+        return given if isinstance(given, ServingError) else answer
+
+    return engine.submit(request, reply, wake=wake)
 
 
 class ControlMethods:

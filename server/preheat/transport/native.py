@@ -46,7 +46,7 @@ _LOOK_UP_MS = 500
 _MOST_SOCKET_BYTES = 107
 # How long no call may come, and all be answered, for the server to count as left alone.
 _QUIET_SECONDS = 0.1
-# 65 MB a connection, with windows of 4 MiB a stream, where the library's 1024 would be 4 GB.
+# 512 MiB a connection at most, with windows of 4 MiB a stream, where the library's 1024 would be 4 GiB.
 _STREAMS = 128
 
 
@@ -85,9 +85,9 @@ class NativeTransport:
             )
         except OSError as exc:
             raise OSError(f"cannot listen on {listening.address}: {exc}; choose another port with --grpc-port") from exc
-        self._folder = Path(tempfile.mkdtemp(prefix="preheat-"))
-        socket = self._folder / "grpcio.sock"
         try:
+            self._folder = Path(tempfile.mkdtemp(prefix="preheat-"))
+            socket = self._folder / "grpcio.sock"
             _check_path(socket)
             await self._behind.start(socket)
         except OSError:
@@ -162,14 +162,16 @@ class NativeTransport:
                 self._closed.wait(_WATCH_SECONDS)
 
     def _receive_batch(self) -> None:
-        events = self._front.recv_batch_details(_MOST_EVENTS, timeout_ms=_LOOK_UP_MS)
-        if events is None:
-            self._closed.set()
-            return
         try:
-            self._take_all(events)
+            events = self._front.recv_batch_details(_MOST_EVENTS, timeout_ms=_LOOK_UP_MS)
+            if events is None:
+                self._closed.set()
+            else:
+                self._take_all(events)
         except Exception:
+            # Nobody would receive any more if this thread ended here; nor is anybody served by a full log.
             log.exception("calls could not be taken over")
+            self._closed.wait(_WATCH_SECONDS)
 
     def _is_stuck(self) -> bool:
         """Whether the thread that receives runs a model, and has for long."""

@@ -87,6 +87,10 @@ def asking(source: Place | None = None, target: Place | None = None, datatype: s
     )
 
 
+def _copy(request: InferRequest) -> bytes:
+    return request.loans["x"].copy()
+
+
 def answering(array: Array) -> InferResponse:
     return InferResponse("m", "1", "", (OutputTensor("y", DataType.UINT8, array),))
 
@@ -94,7 +98,8 @@ def answering(array: Array) -> InferResponse:
 def test_inputs_are_copied_from_the_gpu(regions: Regions, driver: StandInDriver) -> None:
     request, _ = share(regions, asking(Place("r", 3, 4), datatype="FP32"), Replies())
     driver.opened[0].content[3] = 99
-    assert request.inputs[0].data == bytes([3, 4, 5, 6])
+    lent = request.loans["x"]
+    assert (lent.size, lent.copy(), request.payload_bytes) == (4, bytes([99, 4, 5, 6]), 4)
 
 
 def test_outputs_are_copied_to_the_gpu_before_the_answer_is_given(regions: Regions, driver: StandInDriver) -> None:
@@ -124,8 +129,10 @@ def test_a_place_outside_the_region_is_refused(regions: Regions, offset: int, si
 
 def test_what_the_driver_refuses_is_that_requests_error(regions: Regions, driver: StandInDriver) -> None:
     driver.opened[0].broken = True
+    request, _ = share(regions, asking(Place("r", 0, 4)), Replies())
+    lent = request.loans["x"]
     with pytest.raises(ExecutionFailed, match="region 'r': cuMemcpy: CUDA_ERROR_LAUNCH_FAILED"):
-        share(regions, asking(Place("r", 0, 4)), Replies())
+        lent.copy()
     replies = Replies()
     _, reply = share(regions, asking(target=Place("r", 0, 8)), replies)
     reply(answering(np.array([7], np.uint8)))
@@ -187,7 +194,7 @@ def test_an_answer_gives_the_memory_up_while_the_request_is_kept(regions: Region
 def test_an_error_gives_the_memory_up_once_it_is_an_answer(regions: Regions, driver: StandInDriver) -> None:
     driver.opened[0].broken = True
     with pytest.raises(ExecutionFailed) as raised:
-        share(regions, asking(Place("r", 0, 4)), Replies())
+        _copy(share(regions, asking(Place("r", 0, 4)), Replies())[0])
     regions.unregister("r", CudaRegion)
     assert not driver.opened[0].closed
     raised.value.as_answer()

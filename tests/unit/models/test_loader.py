@@ -28,6 +28,7 @@ from preheat.cache import CompileCache
 from preheat.errors import BackendMissing, InvalidArtifact, InvalidConfig, LoadFailed, QueueFull, reason_of
 from preheat.models.handle import Handle
 from preheat.models.loader import Loaded, Loader, LoadLimits
+from preheat.scheduling.pending import Answer
 from preheat.telemetry.events import VersionLoaded
 
 TWO_INSTANCES = f"{ECHO_CONFIG} instance_group {{ count: 2 }}"
@@ -135,12 +136,13 @@ def test_the_queue_is_as_long_as_the_configuration_says_or_else_the_server(
     full: list[bool] = []
     done = Replies()
 
-    def fill(_: object) -> None:
+    def fill(answer: Answer) -> Answer:
         replies = [Replies() for _ in range(expected + 1)]
         for each in replies:
             handle.submit(request(tensor("x", rows_of(1))), each)
         full.append(handle.waiting == expected and isinstance(replies[-1].wait(), QueueFull))
         done(QueueFull("filled"))
+        return answer
 
     handle.submit(request(tensor("x", rows_of(1))), fill)
     done.wait()

@@ -87,6 +87,8 @@ def test_a_variable_input_has_at_least_one_element() -> None:
         ('backend: "onnxruntime"', "onnxruntime"),
         ('platform: "onnxruntime_onnx"', "onnxruntime"),
         ('backend: "eager" platform: "onnxruntime_onnx"', "eager"),
+        ('backend: "pytorch"', "torchscript"),
+        ('platform: "pytorch_libtorch"', "torchscript"),
         ('backend: "anything_else"', "anything_else"),
     ],
 )
@@ -99,6 +101,8 @@ def test_tritons_names_for_a_backend_are_ours(text: str, expected: str) -> None:
     [
         ("model.onnx", None, "onnxruntime"),
         ("model.pt2", None, "eager"),
+        ("model.pt", None, "torchscript"),
+        ("model.xml", None, "openvino"),
         ("model.onnx", "max_batch_size: 4", "onnxruntime"),
         ("model.pt2", 'default_model_filename: "model.pt2"', "eager"),
     ],

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from tests.unit.builders import Events, Replies, aligned, carrying, echo_signature, rows_of, spec, unpadded
 
 from preheat.backend import Outcome, Request, RequestSession, Response, Session, Signature, TensorSession
-from preheat.errors import ExecutionFailed, InternalError, InvalidRequest, RequestCancelled, RequestTimeout
+from preheat.errors import (
+    ExecutionFailed,
+    InternalError,
+    InvalidRequest,
+    OutputTooLarge,
+    RequestCancelled,
+    RequestTimeout,
+)
 from preheat.messages import InferResponse
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.pending import Answer, Pending
@@ -56,10 +63,10 @@ class CopyingReplies:
     def __init__(self, replies: Replies) -> None:
         self._replies = replies
 
-    def __call__(self, answer: Answer) -> None:
+    def __call__(self, answer: Answer) -> Answer:
         assert isinstance(answer, InferResponse)
         outputs = tuple(each._replace(array=each.array.copy()) for each in answer.outputs)
-        self._replies(answer._replace(outputs=outputs))
+        return self._replies(answer._replace(outputs=outputs))
 
 
 def executor(
@@ -214,12 +221,23 @@ def test_a_request_cancelled_while_it_runs_harms_no_peer_and_is_not_counted() ->
 
 
 def test_a_reply_that_raises_leaves_its_peers_answered() -> None:
-    def break_down(_: object) -> None:
+    def break_down(_: object) -> Answer:
         raise ConnectionError("the client is gone")
 
     batch, replies = batch_of([1])
-    executor().execute(Computing(), [carrying({"x": rows_of(0)}, break_down), *batch])
+    events = Events()
+    executor(events=events).execute(Computing(), [carrying({"x": rows_of(0)}, break_down), *batch])
     assert output(replies[0]) == [[-1, -1]]
+    assert [len(event.arrived_s) for event in events.of(BatchExecuted)] == [1]
+
+
+def test_an_answer_that_became_an_error_on_its_way_counts_as_none() -> None:
+    batch, replies = batch_of([1])
+    events = Events()
+    replying = carrying({"x": rows_of(0)}, lambda _: OutputTooLarge("no room"))
+    executor(events=events).execute(Computing(), [replying, *batch])
+    assert output(replies[0]) == [[-1, -1]]
+    assert [len(event.arrived_s) for event in events.of(BatchExecuted)] == [1]
 
 
 def test_one_requests_values_that_fail_a_batch_fail_only_that_request() -> None:

@@ -44,6 +44,12 @@ def test_outputs_that_break_the_signature_fail_by_name(name: str, array: Array |
     assert expected in str(caught.value)
 
 
+def test_what_are_no_outputs_by_name_is_said_to_be_none() -> None:
+    for wrong in (np.zeros(3), [1], None):
+        with pytest.raises(ExecutionFailed, match=f"gave {type(wrong).__name__} instead of outputs"):
+            CHECK.check(wrong, INPUTS, 3)  # type: ignore[arg-type]
+
+
 def test_a_model_without_a_batch_axis_has_its_whole_shape_checked() -> None:
     check = OutputCheck("m", Signature((), (spec("y", 2, -1),)))
     check.check({"y": np.zeros((2, 7), np.float32)}, {}, None)

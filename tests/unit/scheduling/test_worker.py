@@ -29,13 +29,13 @@ from preheat.scheduling.batching import BatchLimits
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.queue import RequestQueue
-from preheat.scheduling.warming import Warmup, WarmupReport
+from preheat.scheduling.warming import Warmup, WarmupReport, WarmupStep
 from preheat.scheduling.worker import WarmUp, Worker
 from preheat.telemetry.events import Compiled
 from preheat.tensors import Array
 
 SIGNATURE = echo_signature(max_batch_size=4)
-REPORT = WarmupReport(seconds=2.5)
+REPORT = WarmupReport(seconds=2.5, steps=[WarmupStep("batch 1", 1, 0.0, 0, [])])
 
 
 def executor() -> Executor:
@@ -309,6 +309,27 @@ def test_a_model_that_has_become_slow_runs_on_its_own_thread_again() -> None:
     threads = [thread for name, thread in model.calls if name.startswith("infer")]
     assert threads[0] == threading.get_ident()
     assert {*threads[1:]} == own
+
+
+def test_a_model_that_was_slow_at_warm_up_runs_on_its_own_thread_from_the_first_request_on() -> None:
+    slow = WarmupReport(steps=[WarmupStep("batch 1", 1, 0.05, 0, []), WarmupStep("batch 2", 1, 0.0, 0, [])])
+    for report in (slow, WarmupReport()):
+        with started(Lendable(), warm_up=lambda _, __, report=report: report) as ((worker,), queue):  # type: ignore[misc]
+            worker.warm.result(PATIENCE_S)
+            (replies,) = put_quietly(queue, 1)
+            assert not worker.run_here()
+            queue.wake()
+            assert isinstance(replies.wait(), InferResponse)
+
+
+def test_after_a_failure_of_the_scheduler_a_worker_is_to_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with started(Lendable()) as ((worker,), queue):
+        worker.warm.result(PATIENCE_S)
+        (replies,) = put_quietly(queue, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(queue, "take_now", lambda: raise_(RuntimeError("a defect")))
+            assert not worker.run_here()
+        assert isinstance(replies.wait(), InternalError)
 
 
 def test_what_is_compiled_on_another_thread_is_the_instances() -> None:

@@ -43,6 +43,7 @@ REACHED_FROM_OUTSIDE = [
     "172.32.0.1",
     "100.64.0.1",
     "2001:4860:4860::8888",
+    "a..b",
 ]
 TLS = Tls(Path("certificate.pem"), Path("key.pem"))
 # What the native transport cannot do, and the flag that asked for it.

@@ -4,7 +4,7 @@ import logging
 import queue
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from tests.unit.builders import (
 )
 
 from preheat.backend import Instance, Model, Outcome, Request, RequestSession, Response, Session
-from preheat.engine import Phase
+from preheat.engine import Engine, Phase
 from preheat.errors import InternalError, InvalidRequest, ModelNotFound, RequestCancelled, ServerStopping, ServingError
 from preheat.models.registry import Registry
 from preheat.protocol import grpc_service_pb2 as pb
@@ -194,3 +194,12 @@ def test_a_message_that_is_none_is_refused_by_what_it_should_be(served: Served, 
 def test_every_method_is_one_of_the_service(served: Served) -> None:
     service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     assert served.control.keys() <= {method.name for method in service.methods}
+
+
+def test_what_cannot_be_decoded_is_not_kept_by_its_error() -> None:
+    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x"])
+    given: list[bytes | ServingError] = []
+    assert infer(cast("Engine", None), message.SerializeToString(), deadline_s=None, respond=given.append) is None
+    (error,) = given
+    assert isinstance(error, InvalidRequest)
+    assert error.__traceback__ is None
