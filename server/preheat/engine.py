@@ -82,8 +82,8 @@ class Ticket:
 class Engine:
     """Requests in, replies out; what the server knows of itself; and control of its models.
 
-    Any thread may call any method; only :meth:`load` and :meth:`unload` block, and :meth:`submit` for as long as it takes
-    to copy what a client shares and may change, or has on a GPU. ``_phase`` only moves forward.
+    Any thread may call any method; only :meth:`load` and :meth:`unload` block, and :meth:`submit` for as long as it
+    takes to copy what a client shares and may change, or has on a GPU. ``_phase`` only moves forward.
     """
 
     def __init__(

@@ -198,7 +198,7 @@ class Gate:
             raise self._wrong_size(tensor, str(exc)) from exc
 
     def _borrow(self, tensor: InputTensor, loan: Loan | None) -> InputTensor:
-        """Copy what is lent, once it is known to be as large as it should be, where that can be told without looking."""
+        """Copy what is lent, once it is known to be as large as it should be where that can be told beforehand."""
         if loan is None:
             return tensor
         datatype = self._inputs[tensor.name].datatype

@@ -32,8 +32,8 @@ class _Stages(NamedTuple):
 class Executor:
     """Runs batches of one model version on whichever instance's session it is given.
 
-    Whoever runs an instance calls the same executor, which keeps nothing but each thread's staging. ``outside`` says how
-    a batch runs whose shape is outside every bucket.
+    Whoever runs an instance calls the same executor, which keeps nothing but each thread's staging. ``outside`` says
+    how a batch runs whose shape is outside every bucket.
     """
 
     def __init__(
