@@ -71,11 +71,13 @@ def run_alone(document: str | None, measure: Callable[[Options], Section]) -> No
     raise SystemExit(bool(section.failures))
 
 
-def write_report(sections: Sequence[Section], page: Path, command: str) -> None:
+def write_report(
+    sections: Sequence[Section], page: Path, command: str, more_facts: Mapping[str, str] | None = None
+) -> None:
     """Write the page, the JSON and the plots, whose names all begin with that of ``page``, which has no ending."""
     folder, stem = page.parent, page.name
     folder.mkdir(parents=True, exist_ok=True)
-    facts = machine_facts(sections) | {"command": command}
+    facts = machine_facts(sections) | dict(more_facts or {}) | {"command": command}
     document = {"facts": facts, "sections": [section.as_json for section in sections]}
     (folder / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     pictures = _pictures(sections, page)
