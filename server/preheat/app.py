@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import math
 import os
 import signal
 import time
@@ -39,6 +40,8 @@ log = logging.getLogger("preheat")
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 # Answers that are ready when the transport stops get this long to reach their clients.
 _FLUSH_SECONDS = 5.0
+# A signal that comes so soon after the first is the same one again.
+_SECOND_SIGNAL_SECONDS = 0.1
 
 
 class Server:
@@ -94,7 +97,7 @@ class Server:
         )
         try:
             port = await self._transport.start()
-            log.info("Preheat %s: gRPC on %s", __version__, address_of(host, port))
+            log.info("Preheat %s: gRPC on %s (%s)", __version__, address_of(host, port), self._transport.name)
             log.info("metrics on http://%s/metrics", address_of(host, metrics.port))
             health = asyncio.create_task(self._follow_health())
             loading = asyncio.create_task(self._load())
@@ -222,8 +225,10 @@ def _import_backends(found: Iterable[ModelFolder | BrokenModel]) -> None:
     What is imported stays, so the garbage collector need not look through it again: with torch's compilers that takes
     a quarter of a second, in which nothing else runs.
     """
-    names = {model.configuration.backend for model in found if isinstance(model, ModelFolder)}
-    for name in sorted(names):
+    names = sorted({model.configuration.backend for model in found if isinstance(model, ModelFolder)})
+    if names:
+        log.info("importing backends: %s", ", ".join(names))
+    for name in names:
         with suppress(BackendMissing):  # whoever loads such a model is told
             load_backend(name)
     gc.collect()
@@ -248,16 +253,24 @@ def _wanted(
 
 
 async def serve(settings: Settings) -> bool:
-    """Run a server until SIGTERM or SIGINT; a second signal ends the process at once. Returns as :meth:`Server.run`."""
+    """Run a server until SIGTERM or SIGINT; a second signal ends the process at once. Returns as :meth:`Server.run`.
+
+    Not if it follows at once: whoever signals a process and its group, as timeout(1) does, means it once.
+    """
     server = Server(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
+    first_s = math.inf
+
     def on_signal() -> None:
-        if stop.is_set():
+        nonlocal first_s
+        if not stop.is_set():
+            first_s = time.monotonic()
+            stop.set()
+        elif time.monotonic() - first_s >= _SECOND_SIGNAL_SECONDS:
             log.error("second signal: ending at once")
             os._exit(1)
-        stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)

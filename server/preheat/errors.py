@@ -62,6 +62,10 @@ class RequestTimeout(ServingError):
     """The request's time ran out before a worker took it. It was not executed."""
 
 
+class DeadlineExceeded(ServingError):
+    """The call's own deadline passed before a worker took it. It was not executed, and its caller waits no more."""
+
+
 class RequestCancelled(ServingError):
     """The caller left before its answer was ready."""
 

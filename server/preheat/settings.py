@@ -15,6 +15,8 @@ COMPRESSIONS = ("none", "low", "medium", "high")
 # A protobuf message, and so a gRPC message, cannot be larger.
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _MAX_SECONDS = 86400.0
+# More often, and connections are ended faster than they can be made.
+_LEAST_INTERVAL_S = 1.0
 # What gRPC, and the libraries below it, take as a number.
 _MOST_COUNT = 2**31 - 1
 ENVIRONMENT_PREFIX = "PREHEAT_"
@@ -49,10 +51,20 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _positive_seconds(text: str) -> float:
+def _second_or_more(text: str) -> float:
+    try:
+        value = _seconds(text)
+    except ValueError:
+        value = 0.0
+    if value < _LEAST_INTERVAL_S:
+        raise ValueError(f"must be seconds, from {_LEAST_INTERVAL_S:.0f} to {_MAX_SECONDS:.0f}")
+    return value
+
+
+def _second_or_more_or_never(text: str) -> float:
     value = _seconds(text)
-    if not value:
-        raise ValueError("must be more than 0 seconds")
+    if 0 < value < _LEAST_INTERVAL_S:
+        raise ValueError(f"must be seconds, from {_LEAST_INTERVAL_S:.0f} to {_MAX_SECONDS:.0f}, or 0 for never")
     return value
 
 
@@ -132,14 +144,14 @@ class Settings:
         0, _count_or_zero, "how many calls a connection may have at once; 0 leaves it to the transport"
     )
     keepalive_seconds: float = _setting(
-        60.0, _positive_seconds, "how long a connection may be silent before it is asked whether it lives"
+        60.0, _second_or_more, "how long a connection may be silent before it is asked whether it lives"
     )
     keepalive_timeout_seconds: float = _setting(
-        20.0, _positive_seconds, "how long a connection that was asked has to answer; then it is closed"
+        20.0, _second_or_more, "how long a connection that was asked has to answer; then it is closed"
     )
     max_connection_age_seconds: float = _setting(
         0.0,
-        _seconds,
+        _second_or_more_or_never,
         "after how long clients are told to connect anew, so that balancers can spread them; 0: never; grpcio only",
     )
     response_compression: str = _setting(

@@ -124,6 +124,8 @@ def _split_elements(data: Buffer, count: int) -> Array:
     view = memoryview(data)
     offset = 0
     while offset < len(view):
+        if len(elements) == count:
+            raise ValueError(f"expected {count} elements, got more: bytes follow the last one, from byte {offset} on")
         start = offset + _LENGTH.size
         if start > len(view):
             raise ValueError(f"element {len(elements)}: its length is cut off at byte {offset}")

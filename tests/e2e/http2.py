@@ -50,10 +50,12 @@ class Cut(Exception):
 class Http2:
     """A connection that sends what it is told to, whatever the peer allows. Belongs to one thread; raises Cut.
 
-    Without ``patient`` the peer may send 64 KiB of answers and no more, until :meth:`read_on`.
+    Without ``patient`` the peer may send 64 KiB of answers and no more, until :meth:`read_on`; without ``alive`` it is
+    not answered when it asks whether anyone is there.
     """
 
-    def __init__(self, address: str, *, patient: bool = True) -> None:
+    def __init__(self, address: str, *, patient: bool = True, alive: bool = True) -> None:
+        self._alive = alive
         self._socket = _connect(address)
         self._source = self._socket.makefile("rb")
         self._streams = itertools.count(1, 2)
@@ -119,7 +121,8 @@ class Http2:
         while True:
             head = self._read(9)
             frame = Frame(head[3], head[4], int.from_bytes(head[5:]), self._read(int.from_bytes(head[:3])))
-            if frame.kind in (SETTINGS, PING) and not frame.flags & _ACK:
+            asks = frame.kind == SETTINGS or (frame.kind == PING and self._alive)
+            if asks and not frame.flags & _ACK:
                 payload = frame.payload if frame.kind == PING else b""
                 self._send(_frame(frame.kind, _ACK, 0, payload))
             yield frame

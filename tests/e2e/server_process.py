@@ -110,6 +110,12 @@ class ServerProcess:
         self.send_signal(number)
         return self.wait()
 
+    def insist(self, number: signal.Signals) -> int:
+        """Send a signal until the process ends, for one that follows another at once counts as that; the exit code."""
+        while self.running:
+            self.send_signal(number)
+        return self.wait()
+
     def kill(self) -> None:
         """End the process now, if it has not ended, and wait until all of its log is read."""
         self._process.kill()

@@ -173,7 +173,7 @@ def test_a_lame_duck_is_not_ready_but_serves(tmp_path: Path) -> None:
         asked.ask()
         assert asked.errors() == []
         # It would serve for ten minutes.
-        assert server.terminate(signal.SIGINT) == 1
+        assert server.insist(signal.SIGINT) == 1
 
 
 def test_a_lame_duck_ends(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_second_signal_ends_the_server_at_once_with_code_1(
         _ask_until_one_executes(server, gatekeeper, asked, waiting=0)
         server.send_signal(signal.SIGTERM)
         server.wait_for_log(REFUSING)
-        assert server.terminate(second) == 1
+        assert server.insist(second) == 1
         assert "second signal" in server.log
         assert [error.status() for error in asked.errors()] == ["StatusCode.UNAVAILABLE"]
 

@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tests.e2e.gated_model import Gated, gated_model
 from tests.e2e.gatekeeper import Gatekeeper
-from tests.e2e.http2 import INFER, MAX_CONCURRENT_STREAMS, Cut, Http2, message
+from tests.e2e.http2 import GOAWAY, INFER, MAX_CONCURRENT_STREAMS, PING, Cut, Http2, message
 from tests.e2e.server_process import LIMIT_S, NOT_WEIGHED, ServerProcess, echo_config, write_model
 from tests.e2e.tensors import infer_inputs, unique_rows
 from tests.e2e.transports import (
@@ -297,3 +297,25 @@ def test_a_model_that_hangs_keeps_nobody_waiting_whose_call_was_read_with_its_ow
         server.send_signal(signal.SIGCONT)
         for answer in connection.answers(fine).values():
             assert np.array_equal(answered(messages(answer)[0][1]), rows)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_peer_that_does_not_answer_is_left_and_one_that_does_is_not(tmp_path: Path, transport: str) -> None:
+    write_model(tmp_path, "echo", echo_config())
+    options = ["--transport", transport, "--keepalive-seconds", "1", "--keepalive-timeout-seconds", "1"]
+    with ServerProcess(tmp_path, options=options) as server:
+        with Http2(server.grpc_address, alive=False) as dead:
+            assert any(frame.kind == PING for frame in dead.frames())
+            with pytest.raises(Cut):
+                list(dead.frames())
+        with Http2(server.grpc_address) as living:
+            for _ in range(3):
+                assert any(frame.kind == PING for frame in living.frames())
+            assert living.answer(living.call(message(b"rubbish"))) == b""
+
+
+def test_a_connection_that_is_old_is_told_to_go(tmp_path: Path) -> None:
+    write_model(tmp_path, "echo", echo_config())
+    options = ["--transport", "grpcio", "--max-connection-age-seconds", "1"]
+    with ServerProcess(tmp_path, options=options) as server, Http2(server.grpc_address) as old:
+        assert any(frame.kind == GOAWAY for frame in old.frames())

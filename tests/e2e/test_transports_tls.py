@@ -174,7 +174,7 @@ def test_half_of_what_tls_needs_is_refused_with_the_other_half_named(
 ) -> None:
     file = tmp_path / "some.pem"
     result = refused_start(tmp_path, *itertools.chain.from_iterable((flag, str(file)) for flag in given))
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert named in result.stderr
     assert given[0] in result.stderr
 

@@ -157,11 +157,12 @@ def carrying(
     outputs: Sequence[str] = (),
     identity: str = "",
     key: BatchKey | None = None,
+    deadline_s: float | None = None,
 ) -> Pending:
     """An admitted request with tensors, whose first axis is the batch; ``key`` None pads them to no other shape."""
     own = tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))
     return Pending(
-        request(outputs=outputs, identity=identity),
+        request(outputs=outputs, identity=identity, deadline_s=deadline_s),
         reply,
         admitted=Admitted(inputs, next(iter(inputs.values())).shape[0], own if key is None else key),
         arrived_s=0.0,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from preheat.backend import Model, Signature
 from preheat.errors import (
+    DeadlineExceeded,
     ExecutionFailed,
     InternalError,
     InvalidRequest,
@@ -37,6 +38,7 @@ _REASONS: dict[type[ServingError], FailureReason] = {
     RequestTimeout: FailureReason.REJECTED,
     ServerStopping: FailureReason.REJECTED,
     RequestCancelled: FailureReason.CANCELED,
+    DeadlineExceeded: FailureReason.CANCELED,
     ExecutionFailed: FailureReason.BACKEND,
     InternalError: FailureReason.BACKEND,
     InvalidRequest: FailureReason.OTHER,

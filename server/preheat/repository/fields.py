@@ -55,7 +55,8 @@ REFUSED = {
     "optimization.graph": "use the backend's own parameters",
     "optimization.priority": "models share the machine equally",
     "optimization.cuda": "use the backend's own parameters",
-    "optimization.execution_accelerators": "name the backend that does it in 'backend'",
+    "optimization.execution_accelerators": "name the backend that does it in 'backend', "
+    "or set execution_provider: tensorrt of backend 'onnxruntime'",
     "sequence_batching": "sequences are not served",
     "ensemble_scheduling": "ensembles are not served: call the models one by one",
     "instance_group.profile": "the backend chooses its profiles",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from preheat.backend import Outside, Request, RequestSession, Response, Session, Signature, TensorSession
 from preheat.compilations import Compilation, CompilationKind, report_compilation
-from preheat.errors import ExecutionFailed, InternalError, RequestTimeout, ServingError
+from preheat.errors import DeadlineExceeded, ExecutionFailed, InternalError, RequestTimeout, ServingError
 from preheat.memory.staging import Staging
 from preheat.messages import NO_PARAMETERS, InferResponse, OutputTensor, Parameter
 from preheat.scheduling.output_check import OutputCheck
@@ -75,8 +75,12 @@ class Executor:
             self._fail(session, live, InternalError())
 
     def refuse_expired(self, pending: Pending) -> None:
-        """Answer a request whose time ran out in the queue."""
-        pending.answer(RequestTimeout("Request timeout expired"))
+        """Answer a request whose time ran out in the queue: what its model's policy gave it, or its caller."""
+        deadline_s = pending.request.deadline_s
+        if deadline_s is not None and deadline_s <= self._clock():
+            pending.answer(DeadlineExceeded("the call's deadline passed while it waited for the model"))
+        else:
+            pending.answer(RequestTimeout("Request timeout expired"))
 
     def warm(self, session: Session, batch: WarmupBatch) -> None:
         """Run one warm-up batch on the path of real ones; raises what the session raises."""

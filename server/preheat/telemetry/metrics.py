@@ -142,6 +142,8 @@ class MetricsServer:
         server_class = _Ipv6Server if ":" in host else ThreadingHTTPServer
         try:
             self._server = server_class((host, port), _handler(registry))
+        except socket.gaierror as exc:
+            raise OSError(f"cannot listen on --host {host}: {exc.strerror}") from exc
         except OSError as exc:
             raise OSError(
                 f"cannot listen on {host}:{port} for metrics: {exc.strerror}; choose another with --metrics-port"

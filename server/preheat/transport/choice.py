@@ -17,7 +17,12 @@ GRPCIO, NATIVE, AUTO = "grpcio", "native", "auto"
 
 
 class Transport(Protocol):
-    """What serves the engine on an address. Made on the event loop it runs on, and belongs to it."""
+    """What serves the engine on an address. Made on the event loop it runs on, and belongs to it.
+
+    ``name`` is for people.
+    """
+
+    name: str
 
     async def start(self) -> int:
         """Bind and serve; the port bound. Raises OSError."""
@@ -48,7 +53,7 @@ def make_transport(engine: Engine, listening: Listening, *, wanted: str, trusted
         return NativeTransport(engine, listening)
     if wanted == NATIVE:
         raise InvalidSetting(f"--transport native: {objection}")
-    log.info("transport: grpcio, since the native one %s", objection)
+    log.info("transport: grpcio, since the native one %s", objection.partition(": use --transport grpcio")[0])
     return GrpcioTransport(engine, listening)
 
 

@@ -45,6 +45,8 @@ _BLOCKING_CALLS = 8
 class GrpcioTransport:
     """Serves the engine on ``listening``. Made on the event loop it runs on, and belongs to it."""
 
+    name = "grpcio"
+
     def __init__(self, engine: Engine, listening: Listening) -> None:
         self._engine = engine
         self._listening = listening
@@ -193,6 +195,8 @@ def _options(listening: Listening) -> list[tuple[str, int]]:
         "grpc.so_reuseport": 0,
         "grpc.keepalive_time_ms": round(listening.keepalive_s * 1000),
         "grpc.keepalive_timeout_ms": round(listening.keepalive_timeout_s * 1000),
+        # A connection that does not answer is ended by this one, which is a minute by itself.
+        "grpc.http2.ping_timeout_ms": round(listening.keepalive_timeout_s * 1000),
         # Whoever waits for a slow answer sends nothing meanwhile, and is to be asked all the same.
         "grpc.keepalive_permit_without_calls": 1,
         # Clients may ask as often as the server does. gRPC's own limit is one question in five minutes.
@@ -211,24 +215,33 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
     """Raises OSError, naming the file, for one that cannot be read or is not what it should be."""
     # gRPC itself would only say that it cannot listen.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authorities = None if tls.client_authorities is None else _read(tls.client_authorities)
+    pair = (_read(tls.key), _read(tls.certificate))
     try:
         context.load_cert_chain(tls.certificate, tls.key, _refuse_password)
     except _Encrypted:
         raise OSError(f"{tls.key} is encrypted, and gRPC takes no password: decrypt it, with openssl pkey") from None
     except ssl.SSLError as exc:
-        raise OSError(f"{tls.certificate} and {tls.key} are no certificate and its key, in PEM: {exc}") from exc
-    except OSError as exc:
-        raise OSError(f"cannot read {tls.certificate} or {tls.key}: {exc.strerror}") from exc
+        _check_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tls.certificate)
+        raise OSError(f"{tls.key} is no key, in PEM, or not that of {tls.certificate}: {exc.reason}") from exc
     if tls.client_authorities is not None:
-        try:
-            context.load_verify_locations(tls.client_authorities)
-        except ssl.SSLError as exc:
-            raise OSError(f"{tls.client_authorities} has no certificates, in PEM: {exc}") from exc
-        except OSError as exc:
-            raise OSError(f"cannot read {tls.client_authorities}: {exc.strerror}") from exc
-    authorities = None if tls.client_authorities is None else tls.client_authorities.read_bytes()
-    pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        _check_authorities(context, tls.client_authorities)
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise OSError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def _check_authorities(context: ssl.SSLContext, path: Path) -> None:
+    """Raise OSError unless there are certificates in the file."""
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as exc:
+        raise OSError(f"{path} has no certificates, in PEM: {exc.reason}") from exc
 
 
 class _Encrypted(Exception):

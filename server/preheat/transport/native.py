@@ -57,6 +57,8 @@ class NativeTransport:
     whoever answers takes it out.
     """
 
+    name = "native"
+
     def __init__(self, engine: Engine, listening: Listening) -> None:
         self._engine = engine
         self._listening = listening

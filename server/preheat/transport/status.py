@@ -4,6 +4,7 @@ from grpc import StatusCode
 
 from preheat.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     ExecutionFailed,
     InternalError,
     InvalidRequest,
@@ -35,6 +36,8 @@ _CODES: dict[type[ServingError], StatusCode] = {
     Unavailable: StatusCode.UNAVAILABLE,
     QueueFull: StatusCode.UNAVAILABLE,
     RequestTimeout: StatusCode.UNAVAILABLE,
+    # As gRPC's own libraries answer; Triton does not look at deadlines.
+    DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     RequestCancelled: StatusCode.CANCELLED,
     ServerStopping: StatusCode.UNAVAILABLE,
     Unsupported: StatusCode.UNIMPLEMENTED,

@@ -26,9 +26,11 @@ from tests.unit.builders import (
 
 from preheat.backend import Dimension, PartialConfig, TensorSpec
 from preheat.errors import (
+    DeadlineExceeded,
     ExecutionFailed,
     InternalError,
     InvalidRequest,
+    OutputTooLarge,
     QueueFull,
     RequestCancelled,
     RequestTimeout,
@@ -118,6 +120,7 @@ def test_a_request_beyond_the_queue_is_answered_with_that_and_counted_as_rejecte
         (InvalidRequest("too long"), FailureReason.OTHER),
         (QueueFull("full"), FailureReason.REJECTED),
         (RequestTimeout("late"), FailureReason.REJECTED),
+        (OutputTooLarge("no room"), FailureReason.OTHER),
         (ServerStopping("stopping"), FailureReason.REJECTED),
         (RequestCancelled("gone"), FailureReason.CANCELED),
         (ServingError("a plugin's own"), FailureReason.BACKEND),
@@ -135,8 +138,8 @@ def test_a_request_that_expires_in_the_queue_is_refused(tmp_path: Path) -> None:
     events, replies = Events(), Replies()
     with serving(tmp_path, Recording(), events=events) as handle:
         handle.submit(asking(1, deadline_s=0.0), replies)
-        assert isinstance(replies.wait(), RequestTimeout)
-    assert failures(events) == [FailureReason.REJECTED]
+        assert isinstance(replies.wait(), DeadlineExceeded)
+    assert failures(events) == [FailureReason.CANCELED]
 
 
 def test_a_request_cancelled_in_the_queue_is_answered_so_and_never_run(tmp_path: Path) -> None:

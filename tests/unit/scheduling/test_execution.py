@@ -12,12 +12,14 @@ from tests.unit.builders import Events, Replies, aligned, carrying, echo_signatu
 
 from preheat.backend import Outcome, Request, RequestSession, Response, Session, Signature, TensorSession
 from preheat.errors import (
+    DeadlineExceeded,
     ExecutionFailed,
     InternalError,
     InvalidRequest,
     OutputTooLarge,
     RequestCancelled,
     RequestTimeout,
+    ServingError,
 )
 from preheat.messages import InferResponse
 from preheat.scheduling.execution import Executor
@@ -392,6 +394,18 @@ def test_a_request_that_expired_is_told_so() -> None:
     failure = replies[0].wait()
     assert isinstance(failure, RequestTimeout)
     assert str(failure) == "Request timeout expired"
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "expected"), [(7.0, DeadlineExceeded), (7.5, RequestTimeout), (None, RequestTimeout)]
+)
+def test_a_deadline_that_passed_in_the_queue_is_told_from_the_models_own_limit(
+    deadline_s: float | None, expected: type[ServingError]
+) -> None:
+    replies = Replies()
+    waiting = carrying({"x": rows_of(1)}, replies, deadline_s=deadline_s)
+    executor(clock=lambda: 7.0).refuse_expired(waiting)
+    assert type(replies.wait()) is expected
 
 
 def test_the_report_adds_up() -> None:

@@ -25,7 +25,15 @@ from tests.unit.builders import (
 
 from preheat.backend import Instance, Model, Outcome, Request, RequestSession, Response, Session
 from preheat.engine import Engine, Phase
-from preheat.errors import InternalError, InvalidRequest, ModelNotFound, RequestCancelled, ServerStopping, ServingError
+from preheat.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    RequestCancelled,
+    ServerStopping,
+    ServingError,
+)
 from preheat.models.registry import Registry
 from preheat.protocol import grpc_service_pb2 as pb
 from preheat.transport.methods import ControlMethods, infer
@@ -119,7 +127,8 @@ def test_a_ticket_calls_an_inference_off(served: Served, gate: Gate) -> None:
 
 def test_an_inference_whose_deadline_has_passed_is_told_so(served: Served) -> None:
     infer(served.engine, asking().SerializeToString(), deadline_s=0.0, respond=served.responses.put)
-    assert str(served.responses.get(timeout=PATIENCE_S)) == "Request timeout expired"
+    error = served.responses.get(timeout=PATIENCE_S)
+    assert isinstance(error, DeadlineExceeded)
 
 
 class Boasting(RequestSession):

@@ -19,6 +19,7 @@ CODES = {
     errors.RegionNotFound: StatusCode.NOT_FOUND,
     errors.OutputTooLarge: StatusCode.INTERNAL,
     errors.RequestTimeout: StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     errors.RequestCancelled: StatusCode.CANCELLED,
     errors.ServerStopping: StatusCode.UNAVAILABLE,
     errors.Unavailable: StatusCode.UNAVAILABLE,
