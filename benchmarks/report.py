@@ -13,7 +13,6 @@ from pathlib import Path
 
 from benchmarks.options import Options, add_options, read_options
 from benchmarks.plots import Plot, draw
-from benchmarks.servers import stop_servers_when_terminated
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
@@ -61,6 +60,9 @@ class Section:
 
 def run_alone(document: str | None, measure: Callable[[Options], Section]) -> None:
     """The main function of one benchmark: measure, print, and fail where something was wrong."""
+    # Here, for it brings a client, which cannot be in one process with the server: a page can, in the tests of pages.
+    from benchmarks.servers import stop_servers_when_terminated
+
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

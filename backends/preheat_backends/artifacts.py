@@ -8,6 +8,7 @@ instead of with whatever its library makes of foreign bytes. Nothing here execut
 import codecs
 import enum
 import mmap
+import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Kind(enum.Enum):
     SAFETENSORS_CUT_SHORT = "a safetensors file that is cut short"
     ONNX = "an ONNX model"
     ONNX_CUT_SHORT = "an ONNX model that is cut short"
+    OPENVINO_IR = "an OpenVINO IR model"
     TENSORRT_PLAN = "a TensorRT engine plan"
     TENSORRT_RTX_PLAN = "a TensorRT-RTX engine plan"
     ZIP = "a zip archive of no kind known here"
@@ -220,11 +222,17 @@ def _sniff_pickle(file: BinaryIO, head: bytes) -> Kind | None:
     return Kind.PICKLE if file.read(1) == b"." else None
 
 
+# XML whose root is a net. A declaration and comments may come first.
+_IR_HEAD = re.compile(r"\ufeff?\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<net[\s>]", re.DOTALL)
+
+
 def _sniff_text(head: bytes) -> Kind:
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the head may end within a character
     except UnicodeDecodeError:
         return Kind.UNKNOWN
+    if _IR_HEAD.match(text):
+        return Kind.OPENVINO_IR
     return Kind.TEXT if all(character.isprintable() or character in "\t\n\r\f" for character in text) else Kind.UNKNOWN
 
 

@@ -1,4 +1,4 @@
-"""The inputs and outputs of an ONNX file, read off its outline.
+"""The inputs, outputs and operators of an ONNX file, read off its outline.
 
 ONNX Runtime tells them too, but only once it has built a session, weights and all; and it does not tell a tensor of
 unknown rank from a scalar. Here only the names of weights are passed over, and a file of gigabytes takes milliseconds.
@@ -19,8 +19,11 @@ from preheat_backends.wire import MalformedMessage, Value, fields
 
 _log = logging.getLogger(__name__)
 
-_MODEL_GRAPH = 7
-_GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 5, 11, 12, 15
+_MODEL_GRAPH, _MODEL_FUNCTION = 7, 25
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 1, 5, 11, 12, 15
+_FUNCTION_NODE = 7
+_NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
+_ATTRIBUTE_GRAPHS = (6, 11)
 _TENSOR_NAME = 8
 _SPARSE_VALUES = 1
 _VALUE_NAME, _VALUE_TYPE = 1, 2
@@ -63,6 +66,40 @@ def read_signature(path: Path) -> ArtifactSignature:
             return _read_graph(_only(map_file(file), _MODEL_GRAPH), path)
         except MalformedMessage as exc:
             raise InvalidArtifact(f"{path}: damaged ONNX model: {exc}") from exc
+
+
+def read_operators(path: Path) -> frozenset[str]:
+    """The operators that the model at ``path`` computes with, in branches, loops and functions too.
+
+    Raises InvalidArtifact for a file that is no ONNX model.
+    """
+    with path.open("rb") as file:
+        try:
+            return frozenset(_model_operators(map_file(file)))
+        except (MalformedMessage, RecursionError) as exc:
+            raise InvalidArtifact(f"{path}: damaged ONNX model: {exc}") from exc
+
+
+def _model_operators(model: memoryview) -> Iterator[str]:
+    for number, value in fields(model):
+        if number == _MODEL_GRAPH:
+            yield from _operators(_message(value), _GRAPH_NODE)
+        elif number == _MODEL_FUNCTION:
+            yield from _operators(_message(value), _FUNCTION_NODE)
+
+
+def _operators(parent: memoryview, node_field: int) -> Iterator[str]:
+    """The operators of the nodes in ``node_field`` of a graph or function, and of the graphs in their attributes."""
+    for number, node in fields(parent):
+        if number != node_field:
+            continue
+        for part, value in fields(_message(node)):
+            if part == _NODE_OPERATOR:
+                yield _decode(_message(value))
+            elif part == _NODE_ATTRIBUTE:
+                for kind, content in fields(_message(value)):
+                    if kind in _ATTRIBUTE_GRAPHS:
+                        yield from _operators(_message(content), _GRAPH_NODE)
 
 
 def _read_graph(graph: memoryview, path: Path) -> ArtifactSignature:

@@ -1,5 +1,6 @@
 """Tensors between the server and torch: datatypes, and host arrays in and out without a copy where that is safe."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,12 +39,15 @@ def to_torch(array: Array, device: torch.device, *, borrow: bool) -> torch.Tenso
 
     With ``borrow`` a tensor on the host is ``array``'s own memory, read-only or not: whoever gets it must not write
     to it, and must not keep it longer than ``array``. Without, it is a copy.
+
+    Elsewhere it is always a copy. If ``array`` is in page-locked memory the copy is only started, in the thread's
+    stream: until that is done the array must stay as it is.
     """
     bits = array.view(np.int16) if array.dtype == _BF16 else array
     host = torch.from_numpy(_writable(bits) if borrow or device.type != "cpu" else bits.copy())
     if array.dtype == _BF16:
         host = host.view(torch.bfloat16)
-    return host.to(device)
+    return host.to(device, non_blocking=True)
 
 
 def to_numpy(tensor: torch.Tensor, *, copy: bool) -> Array:
@@ -58,6 +62,35 @@ def to_numpy(tensor: torch.Tensor, *, copy: bool) -> Array:
         array: Array = host.view(torch.int16).numpy().view(_BF16)
         return array
     return host.numpy()
+
+
+class Rooms:
+    """Memory on the host for tensors by name, each as large as its largest so far. Belongs to one thread.
+
+    ``allocate`` makes room for a number of bytes: for tensors of a GPU page-locked memory, which it writes by itself.
+    """
+
+    def __init__(self, allocate: Callable[[int], Array]) -> None:
+        self._allocate = allocate
+        self._rooms: dict[str, Array] = {}
+
+    def fetch(self, name: str, tensor: torch.Tensor) -> Array:
+        """Start copying ``tensor`` here, and return where it will be once the thread's stream is done.
+
+        It stays there until the next tensor of that name. Raises TypeError for a dtype that numpy has not.
+        """
+        # What is lazily conjugated or negated would be so on the host, before it has arrived.
+        value = tensor.detach().resolve_conj().resolve_neg()
+        size = value.numel() * value.element_size()
+        host = torch.from_numpy(self._room(name, size)).view(value.dtype).reshape(value.shape)
+        host.copy_(value, non_blocking=True)
+        return to_numpy(host, copy=False)
+
+    def _room(self, name: str, size: int) -> Array:
+        room = self._rooms.get(name)
+        if room is None or room.nbytes < size:
+            room = self._rooms[name] = self._allocate(size)
+        return room[:size]
 
 
 def _writable(array: Array) -> Array:

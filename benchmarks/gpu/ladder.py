@@ -116,14 +116,18 @@ def run_apart(command: Sequence[str], *, limit_s: float) -> Found:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return Found(failure=f"took more than {limit_s:.0f} s")
+        return Found(failure=f"took more than {limit_s:g} s")
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     if process.returncode:
         last = (errors.strip().splitlines() or ["it said nothing"])[-1]
         return Found(failure=f"its process ended with {process.returncode}: {last}")
-    return Found(**json.loads(output.splitlines()[-1]))
+    answer = (output.splitlines() or [""])[-1]
+    try:
+        return Found(**json.loads(answer))
+    except ValueError:
+        return Found(failure=f"its process answered {answer!r}")
 
 
 def _sections(done: dict[Work, list[Result]], *, tiny: bool) -> list[Section]:

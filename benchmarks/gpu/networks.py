@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 _SEED = 0
-_DEVIATION = 0.02
+_BIAS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,9 @@ def build(name: str, sizes: Sizes, batch: int) -> tuple[nn.Module, torch.Tensor]
         if parameter.ndim == 1 and label.endswith("weight"):
             parameter.fill_(1)  # of a norm
         else:
-            parameter.normal_(std=_DEVIATION, generator=dice)
+            # What is multiplied keeps its size, so that no branch is lost in the sum that it is added to.
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 0
+            parameter.normal_(std=fan_in**-0.5 if fan_in else _BIAS, generator=dice)
     side = sizes.grid * sizes.patch
     shape = (sizes.grid, sizes.grid, sizes.width) if name == "block" else (3, side, side)
     return network, torch.randn(batch, *shape, generator=dice)

@@ -19,7 +19,7 @@ _COLUMNS = (
     "`peak MiB`: the most that tensors had of the GPU's memory once warm. `cosine`, `SQNR dB`: of the answer and that "
     "of fp32. `ready s`: quantizing, compiling and the first calls. Weights are random, the same for each rung."
 )
-_TINY = "**Small networks, to try the benchmark itself: these figures say nothing of speed.**"
+_TINY = "**Small networks, to try the benchmark itself, which say nothing of speed.** Off a GPU, modes are left out."
 _NOT_OURS = f"published ms ({HARDWARE})"
 
 

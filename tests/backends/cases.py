@@ -4,7 +4,9 @@ A new backend adds its cases to ``CASES`` and its copying graph to ``COPIES``, a
 """
 
 import importlib
+import shutil
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -259,6 +261,18 @@ def save_linear_python(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
+def save_linear_checkpoint(folder: Path) -> None:
+    """The same network with weights that torchao has quantized."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    module = LinearModule().requires_grad_(requires_grad=False)
+    quantize_(module, Int8WeightOnlyConfig(set_inductor_config=False))
+    save_python(folder, LINEAR_SOURCE)
+    tensors, metadata = flatten_tensor_state_dict(module.state_dict())
+    save_file(tensors, folder / "model.safetensors", metadata)
+
+
 def save_pair_python(folder: Path) -> None:
     save_python(folder, PAIR_SOURCE)
 
@@ -322,6 +336,56 @@ def save_copy_graph(folder: Path, datatype: DataType) -> None:
     save_graph(folder, helper.make_graph([node], "copy", [inputs], [outputs]))
 
 
+def save_linear_ir(folder: Path) -> None:
+    """As OpenVINO writes it. The suite renames the main file only: its weights are there for that, too."""
+    save_linear_graph(folder)
+    save_ir(folder)
+    shutil.copy(folder / "model.bin", folder / "encoder.bin")
+
+
+def save_ir(folder: Path) -> None:
+    """Put OpenVINO's format in place of ``model.onnx``."""
+    from preheat_backends.openvino.library import get_core, ov
+
+    graph = folder / "model.onnx"
+    ov.save_model(get_core().read_model(graph), folder / "model.xml", compress_to_fp16=False)
+    graph.unlink()
+
+
+def save_script(folder: Path, make: Callable[[], torch.jit.ScriptModule]) -> None:
+    """Save the TorchScript that ``make`` makes, without what torch has to say of its deprecation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(make(), folder / "model.pt")
+
+
+def save_linear_script(folder: Path) -> None:
+    save_script(folder, lambda: torch.jit.trace(LinearModule().eval(), torch.zeros(2, 4)))  # type: ignore[no-untyped-call]
+
+
+def save_pair_script(folder: Path) -> None:
+    save_script(folder, lambda: torch.jit.script(PairModule().eval()))
+
+
+def save_copy_script(folder: Path, datatype: DataType) -> None:
+    del datatype
+    save_script(folder, lambda: torch.jit.script(CopyModule().eval()))
+
+
+def save_own_package(folder: Path) -> None:
+    """As the build tool makes it."""
+    from tests.backends import aot_packages
+
+    aot_packages.save_own_package(folder)
+
+
+def save_foreign_package(folder: Path) -> None:
+    """As torch makes it, without our build tool."""
+    from tests.backends import aot_packages
+
+    aot_packages.save_foreign_package(folder)
+
+
 # It writes to its input, which a model may.
 TRITON_PAIR_SOURCE = """
     import triton_python_backend_utils as pb_utils
@@ -360,21 +424,30 @@ def save_nothing(folder: Path, datatype: DataType | None = None) -> None:
     del folder, datatype
 
 
+AOT_INDUCTOR = "preheat_backends.aot_inductor:AotInductorBackend"
 DOUBLE = "preheat_backends.double:DoubleBackend"
 EAGER = "preheat_backends.eager:EagerBackend"
 ONNXRUNTIME = "preheat_backends.onnxruntime:OnnxRuntimeBackend"
+OPENVINO = "preheat_backends.openvino:OpenVinoBackend"
 PYTHON = "preheat_backends.python:PythonBackend"
 TORCH_COMPILE = "preheat_backends.torch_compile:TorchCompileBackend"
 TORCHAO = "preheat_backends.torchao:TorchaoBackend"
+TORCHSCRIPT = "preheat_backends.torchscript:TorchScriptBackend"
 
 CASES = (
     Case("double", DOUBLE, save_nothing, ECHO, echo_reference, None, completes=False, failing={"behavior": "fail"}),
+    Case("aot_inductor-own", AOT_INDUCTOR, save_own_package, PAIR, pair_reference, "model.pt2", completes=True),
+    Case(
+        "aot_inductor-foreign", AOT_INDUCTOR, save_foreign_package, PAIR, pair_reference, "model.pt2", completes=False
+    ),
     Case("eager-pt2-linear", EAGER, save_linear_program, LINEAR, linear_reference, "model.pt2", completes=True),
     Case("eager-pt2-pair", EAGER, save_pair_program, PAIR, pair_reference, "model.pt2", completes=True),
     Case("eager-py-linear", EAGER, save_linear_python, LINEAR, linear_reference, "model.py", completes=False),
     Case("eager-py-pair", EAGER, save_pair_python, PAIR, pair_reference, "model.py", completes=False),
     Case("onnxruntime-linear", ONNXRUNTIME, save_linear_graph, LINEAR, linear_reference, "model.onnx", completes=True),
     Case("onnxruntime-pair", ONNXRUNTIME, save_pair_graph, PAIR, pair_reference, "model.onnx", completes=True),
+    Case("openvino-ir-linear", OPENVINO, save_linear_ir, LINEAR, linear_reference, "model.xml", completes=True),
+    Case("openvino-onnx-pair", OPENVINO, save_pair_graph, PAIR, pair_reference, "model.onnx", completes=True),
     Case(
         "python-pair",
         PYTHON,
@@ -415,14 +488,40 @@ CASES = (
         parameters={"quantization": "int8_weight_only"},
         tolerance=2e-2,
     ),
+    Case(
+        "torchao-fp8",
+        TORCHAO,
+        save_linear_python,
+        LINEAR,
+        linear_reference,
+        "model.py",
+        completes=False,
+        parameters={"quantization": "fp8_weight_only"},
+        tolerance=1e-1,
+    ),
+    Case(
+        "torchao-checkpoint",
+        TORCHAO,
+        save_linear_checkpoint,
+        LINEAR,
+        linear_reference,
+        "model.py",
+        completes=False,
+        parameters={"quantization": "checkpoint"},
+        tolerance=2e-2,
+    ),
 )
 
 _NUMBERS = tuple(datatype for datatype in DataType if datatype is not DataType.BYTES)
+# OpenVINO has 32 bits for integers of 64, and the backend refuses what they do not hold.
+_IN_32_BITS = tuple(datatype for datatype in _NUMBERS if datatype not in (DataType.INT64, DataType.UINT64))
 COPIES = (
     Copy("double", DOUBLE, save_nothing, tuple(DataType)),
     Copy("eager-pt2", EAGER, save_copy_program, _NUMBERS),
     Copy("eager-py", EAGER, save_copy_python, _NUMBERS),
     Copy("onnxruntime", ONNXRUNTIME, save_copy_graph, tuple(DataType)),
+    Copy("openvino", OPENVINO, save_copy_graph, _IN_32_BITS),
     Copy("python", PYTHON, save_triton_copy, tuple(DataType)),
     Copy("torch_compile", TORCH_COMPILE, save_copy_python, _NUMBERS),
+    Copy("torchscript", TORCHSCRIPT, save_copy_script, _NUMBERS),
 )

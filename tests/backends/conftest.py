@@ -87,6 +87,7 @@ def _handmade() -> dict[Kind, bytes]:
         Kind.TENSORRT_PLAN: b"ftrt" + bytes(60),
         Kind.TENSORRT_RTX_PLAN: b"vtrt" + bytes(60),
         Kind.GIT_LFS_POINTER: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        Kind.OPENVINO_IR: b'<?xml version="1.0"?>\n<net name="m" version="11">\n\t<layers />\n</net>\n',
         Kind.EMPTY: b"",
         Kind.UNKNOWN: bytes(range(255, 0, -1)),
     }

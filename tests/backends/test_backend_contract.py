@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.backends.cases import (
+    AOT_INDUCTOR,
     CASES,
     COPIES,
     MAX_BATCH,
@@ -31,7 +32,19 @@ from preheat.tensors import Array, DataType, Tensors
 from preheat_backends.artifacts import Kind
 
 Build = Callable[[Case], Path]
-OWN_KINDS = {"model.pt2": Kind.EXPORTED_PROGRAM, "model.py": Kind.TEXT, "model.onnx": Kind.ONNX}
+OWN_KINDS = {
+    "model.pt2": Kind.EXPORTED_PROGRAM,
+    "model.py": Kind.TEXT,
+    "model.onnx": Kind.ONNX,
+    "model.xml": Kind.OPENVINO_IR,
+    "model.pt": Kind.TORCHSCRIPT,
+}
+
+
+def own_kind(case: Case) -> Kind:
+    """What the case's artifact is."""
+    return Kind.AOTINDUCTOR_PACKAGE if case.backend == AOT_INDUCTOR else OWN_KINDS[str(case.artifact)]
+
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 cases_with_artifact = pytest.mark.parametrize(
@@ -284,7 +297,7 @@ def test_a_name_that_could_lead_out_of_the_folder_is_refused(case: Case, build: 
         (case, kind)
         for case in CASES
         for kind in Kind
-        if case.artifact is not None and kind not in (OWN_KINDS[case.artifact], Kind.SPECIAL)
+        if case.artifact is not None and kind not in (own_kind(case), Kind.SPECIAL)
     ],
     ids=lambda value: value.id if isinstance(value, Case) else value.name,
 )

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from preheat.memory.staging import allocate_aligned
 from preheat.tensors import Array, DataType
-from preheat_backends.torch_tensors import DTYPES, datatype_of, to_numpy, to_torch
+from preheat_backends.torch_tensors import DTYPES, Rooms, datatype_of, to_numpy, to_torch
 
 CPU = torch.device("cpu")
 BF16 = DataType.BF16.numpy
@@ -67,3 +68,42 @@ def test_every_datatype_but_strings_has_its_dtype() -> None:
     assert set(DataType) - DTYPES.keys() == {DataType.BYTES}
     assert {datatype_of(dtype) for dtype in DTYPES.values()} == DTYPES.keys()
     assert datatype_of(torch.complex64) is None
+
+
+@shapes
+@pytest.mark.parametrize("datatype", DTYPES, ids=lambda datatype: datatype.value)
+def test_a_room_holds_what_was_fetched(shape: tuple[int, ...], datatype: DataType) -> None:
+    fetched = Rooms(allocate_aligned).fetch("y", torch.ones(shape).to(DTYPES[datatype]))
+    assert fetched.shape == shape
+    assert fetched.dtype == datatype.numpy
+    assert (fetched == 1).all()
+
+
+def test_a_room_is_used_again_until_something_larger_comes() -> None:
+    sizes: list[int] = []
+
+    def allocate(size: int) -> Array:
+        sizes.append(size)
+        return allocate_aligned(size)
+
+    rooms = Rooms(allocate)
+    small, large = torch.arange(2.0), torch.arange(6.0).reshape(2, 3).t()
+    first = rooms.fetch("y", small)
+    assert rooms.fetch("y", small).ctypes.data == first.ctypes.data
+    assert rooms.fetch("y", large).tolist() == large.tolist()
+    assert rooms.fetch("y", small).tolist() == [0, 1]
+    assert first.tolist() == [0, 1], "what is larger has come to another room"
+    assert sizes == [8, 24]
+
+
+def test_each_name_has_a_room_of_its_own() -> None:
+    rooms, tensor = Rooms(allocate_aligned), torch.arange(3)
+    one = rooms.fetch("one", tensor)
+    rooms.fetch("other", tensor)[...] = 7
+    assert one.tolist() == [0, 1, 2]
+    assert tensor.tolist() == [0, 1, 2]
+
+
+def test_what_is_lazily_negated_arrives_negated() -> None:
+    imaginary = torch.tensor([1 + 2j]).conj().imag
+    assert Rooms(allocate_aligned).fetch("y", imaginary).tolist() == [-2]

@@ -1,5 +1,10 @@
 """Models that cannot be served: each says why, to its callers and in the log, and the others serve."""
 
+import io
+import json
+import platform
+import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +13,29 @@ from typing import Any
 import grpc
 import pytest
 import tritonclient.grpc as grpcclient
+from onnx import TensorProto, helper
 from tests.e2e.scrape import scrape
 from tests.e2e.server_process import ServerProcess, echo_config, write_model
 from tests.e2e.tensors import infer_inputs, unique_rows
 from tests.e2e.wire import Wire, infer_request
 
+AOT_INDUCTOR = 'backend: "aot_inductor"\n'
 EAGER = 'backend: "eager"\n'
 ONNX = 'backend: "onnxruntime"\n'
 GOOD_MODULE = "import torch\ndef build_model():\n    return torch.nn.Linear(2, 2)\n"
+TORCHAO = 'backend: "torchao"\nparameters { key: "quantization" value { string_value: "%s" } }\n'
+OPENVINO = 'backend: "openvino"\n'
+# As much of an OpenVINO model as names its weights.
+IR = b"""<?xml version="1.0"?>
+<net name="m" version="11">
+    <layers>
+        <layer id="0" name="weight" type="Const" version="opset1">
+            <data element_type="f32" shape="3, 4" offset="0" size="48" />
+        </layer>
+    </layers>
+</net>
+"""
+SCRIPT = 'platform: "pytorch_libtorch"\n'
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 # The fields of a ModelProto up to a graph that is announced with 100 bytes and has 4.
 CUT_ONNX = b"\x08\x08\x12\x04test\x3a\x64" + b"\x0a\x02ab"
@@ -52,6 +72,38 @@ def _config(name: str, config: str | bytes | None, *fragments: str, has_version:
 
 def _artifact(name: str, config: str, files: dict[str, bytes], *fragments: str) -> Broken:
     return Broken(name, config, fragments, files)
+
+
+def _parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+
+
+def _onnx(*, opset: int = 20, domain: str = "") -> bytes:
+    """A graph of one node, from x to y."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"], domain=domain)], "graph", values[:1], values[1:])
+    imports = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    content: bytes = helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
+    return content
+
+
+def _archive(*members: str) -> bytes:
+    """A zip archive with these members, and nothing of use in them."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for member in members:
+            archive.writestr(f"archive/{member}", b"\x80\x02}.")
+    return content.getvalue()
+
+
+def _package(**metadata: str) -> bytes:
+    """An AOTInductor package as far as it is looked at before its library is."""
+    told = {"AOTI_DEVICE_KEY": "cpu", "AOTI_PLATFORM": sys.platform, "AOTI_MACHINE": platform.machine(), **metadata}
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("model/data/aotinductor/model/m.wrapper.so", b"\x7fELF")
+        archive.writestr("model/data/aotinductor/model/m.wrapper_metadata.json", json.dumps(told))
+    return content.getvalue()
 
 
 CONFIGS = (
@@ -132,8 +184,117 @@ ARTIFACTS = (
     _artifact("onnx_not_pulled", ONNX, {"model.onnx": LFS_POINTER}, "git lfs pull"),
     _artifact("onnx_of_another_kind", ONNX, {"model.onnx": b"ftrt" + bytes(60)}, "TensorRT"),
     _artifact(
+        "onnx_for_another_engine", ONNX + _parameter("execution_provider", "rocm"), {"model.onnx": b"x"},
+        "execution_provider: 'rocm'", "cpu, cuda, tensorrt",
+    ),
+    _artifact(
+        "onnx_in_half_a_precision", ONNX + _parameter("tensorrt_fp16", "true"), {"model.onnx": b"x"},
+        "tensorrt_fp16: 'true'", "goes with execution_provider: tensorrt",
+    ),
+    _artifact("onnx_of_the_future", ONNX, {"model.onnx": _onnx(opset=99)}, "Opset 99", "till opset"),
+    _artifact("onnx_of_its_own", ONNX, {"model.onnx": _onnx(domain="com.example")}, "com.example:Neg"),
+    _artifact(
+        "onnx_of_other_tensors", ONNX + LINEAR_IO, {"model.onnx": _onnx()}, "input 'input'", "no such input", "'x'"
+    ),
+    _artifact(
         "onnx_elsewhere", ONNX + 'default_model_filename: "../../good/1/model.onnx"', {"model.onnx": b"x"},
         "default_model_filename", "'../../good/1/model.onnx'",
+    ),
+    _artifact(
+        "quantized_to_what", TORCHAO % "int3" + LINEAR_IO, {"model.py": GOOD_MODULE.encode()},
+        "quantization: 'int3'", "int8_dynamic", "pt2e_static",
+    ),
+    _artifact(
+        "fp8_on_a_cpu", TORCHAO % "fp8_dynamic" + LINEAR_IO, {"model.py": GOOD_MODULE.encode()},
+        "quantization: 'fp8_dynamic'", "8.9", "cpu", "int8",
+    ),
+    _artifact(
+        "int4_of_few_inputs", TORCHAO % "int4_weight_only" + LINEAR_IO, {"model.py": GOOD_MODULE.encode()},
+        "model.py", "no multiple of group_size: 128",
+    ),
+    _artifact(
+        "graph_not_compiled", TORCHAO % "pt2e_static" + LINEAR_IO, {"model.py": GOOD_MODULE.encode()},
+        "quantization: 'pt2e_static'", "compile: true", "freezing: true",
+    ),
+    _artifact(
+        "no_checkpoint", TORCHAO % "checkpoint" + LINEAR_IO, {"model.py": GOOD_MODULE.encode()},
+        "model.safetensors", "model.pt", "neither is there",
+    ),
+    _artifact(
+        "foreign_checkpoint", TORCHAO % "checkpoint" + LINEAR_IO,
+        {"model.py": GOOD_MODULE.encode(), "model.pt": b"\x80\x04}."}, "model.pt", "a Python pickle",
+    ),
+    _artifact("openvino_without_artifact", OPENVINO, {}, "no model.xml and no model.onnx", "it holds nothing"),
+    _artifact("ir_without_weights", OPENVINO, {"model.xml": IR}, "model.xml", "weights are missing", "model.bin"),
+    _artifact(
+        "ir_with_others_weights", OPENVINO, {"model.xml": IR, "model.bin": bytes(52)}, "model.bin has 52 bytes",
+        "refers to 48 bytes", "another model's",
+    ),
+    _artifact(
+        "ir_with_cut_weights", OPENVINO, {"model.xml": IR, "model.bin": bytes(40)},
+        "model.bin has 40 bytes", "cut short",
+    ),
+    _artifact("cut_ir", OPENVINO, {"model.xml": IR[:-8], "model.bin": bytes(48)}, "does not end with </net>"),
+    _artifact(
+        "ir_of_the_past", OPENVINO, {"model.xml": IR.replace(b"11", b"6"), "model.bin": bytes(48)},
+        "IR version is 6", "10 and 11",
+    ),
+    _artifact("ir_without_inputs", OPENVINO, {"model.xml": IR, "model.bin": bytes(48)}, "input: not set", "artifact"),
+    _artifact(
+        "ir_of_no_layers", OPENVINO, {"model.xml": IR.replace(b"<layers>", b"<layer>"), "model.bin": bytes(48)},
+        "model.xml: openvino cannot load it", "mismatch",
+    ),
+    _artifact(
+        "ir_that_is_other_xml", OPENVINO, {"model.xml": b"<graph />"}, "a text file", "an OpenVINO IR model (.xml with"
+    ),
+    _artifact("ir_by_another_name", OPENVINO, {"model.onnx": IR}, "model.onnx is an OpenVINO IR model"),
+    _artifact(
+        "openvino_in_streams", OPENVINO + _parameter("num_streams", "2"), {"model.onnx": _onnx()},
+        "num_streams: unknown parameter", "allowed: inference_precision",
+    ),
+    _artifact(
+        "openvino_of_other_tensors", OPENVINO + LINEAR_IO, {"model.onnx": _onnx()}, "input 'input'", "no such input"
+    ),
+    _artifact("openvino_of_its_own", OPENVINO, {"model.onnx": _onnx(domain="com.example")}, "com.example.Neg"),
+    _artifact("script_without_artifact", SCRIPT + LINEAR_IO, {}, "no model.pt", "'torchscript' takes"),
+    _artifact("cut_script", SCRIPT + LINEAR_IO, {"model.pt": b"PK\x03\x04" + bytes(60)}, "model.pt", "cut short"),
+    _artifact(
+        "script_that_is_a_checkpoint", SCRIPT + LINEAR_IO, {"model.pt": _archive("data.pkl")},
+        "a torch.save checkpoint", "a TorchScript archive (.pt)",
+    ),
+    _artifact(
+        "script_that_is_a_program", SCRIPT + LINEAR_IO, {"model.pt": _archive("serialized_exported_program.json")},
+        "a torch.export program", "a TorchScript archive (.pt)",
+    ),
+    _artifact(
+        "script_of_nothing", SCRIPT + LINEAR_IO, {"model.pt": _archive("constants.pkl")}, "torch.jit cannot load it"
+    ),
+    _artifact("script_not_pulled", SCRIPT + LINEAR_IO, {"model.pt": LFS_POINTER}, "git lfs pull"),
+    _artifact(
+        "script_not_frozen", SCRIPT + LINEAR_IO + _parameter("freeze", "a bit"), {"model.pt": b"x"},
+        "freeze: 'a bit'", "must be true or false",
+    ),
+    _artifact("script_not_declared", SCRIPT, {"model.pt": _archive("constants.pkl")}, "input", "declare"),
+    _artifact("package_missing", AOT_INDUCTOR + LINEAR_IO, {}, "model.pt2", "it holds nothing"),
+    _artifact("package_that_is_text", AOT_INDUCTOR + LINEAR_IO, {"model.pt2": b"soon\n"}, "a text file"),
+    _artifact(
+        "package_for_another_machine", AOT_INDUCTOR + LINEAR_IO, {"model.pt2": _package(AOTI_MACHINE="m68k")},
+        "compiled for processors of type 'm68k'", "build it on such a machine",
+    ),
+    _artifact(
+        "package_for_another_cpu", AOT_INDUCTOR + LINEAR_IO, {"model.pt2": _package(AOTI_CPU_ISA="AVX1024")},
+        "a CPU with avx1024", "--isa avx2",
+    ),
+    _artifact(
+        "package_for_a_gpu", AOT_INDUCTOR + LINEAR_IO, {"model.pt2": _package(AOTI_DEVICE_KEY="cuda")},
+        "compiled for cuda, and the model is on cpu", "KIND_GPU",
+    ),
+    _artifact(
+        "package_of_another_network", AOT_INDUCTOR + LINEAR_IO + _parameter("model_name", "decoder"),
+        {"model.pt2": _package()}, "model_name: 'decoder'", "the package has 'model'",
+    ),
+    _artifact(
+        "package_cut_short", AOT_INDUCTOR + LINEAR_IO, {"model.pt2": _package()[:-30]}, "cut short or damaged",
     ),
 )  # fmt: skip
 

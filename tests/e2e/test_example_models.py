@@ -55,7 +55,7 @@ def client(server: ServerProcess) -> Iterator[Any]:
 
 
 def test_every_model_has_samples_and_answers() -> None:
-    assert len(MODELS) == 11
+    assert len(MODELS) == 13
     for model in MODELS:
         document = _read(model, "perf_analyzer")
         answers = document["validation_data"] if model in EXACT else _read(model, "expected")["data"]

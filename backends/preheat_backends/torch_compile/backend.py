@@ -6,6 +6,7 @@ import torch
 
 from preheat.backend import ModelSource, Signature
 from preheat_backends.artifacts import Artifact, Kind, Takes
+from preheat_backends.hardware import require
 from preheat_backends.torch_compile.compilation import compile_program
 from preheat_backends.torch_compile.environment import describe_environment
 from preheat_backends.torch_compile.options import CompileOptions, make_recipe
@@ -50,6 +51,7 @@ class TorchCompileBackend(TorchBackend):
             raise source.refuse(
                 "dtype", parameters.dtype.value, "an exported program has its types in its graph; export it in this one"
             )
+        require(source, parameters.dtype.arithmetic, "dtype", parameters.dtype.value)
         dtype = parameters.dtype.dtype
         program = load_module(
             artifact, takes=self.takes, signature=signature, device=device, prepare=lambda module: module.to(dtype)

@@ -17,6 +17,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from preheat.backend import ModelSource, Signature
 from preheat.errors import ExecutionFailed
+from preheat_backends.torch_compile.cuda_graphs import RecordedProgram
 from preheat_backends.torch_compile.fingerprint import Indescribable
 from preheat_backends.torch_compile.frames import report_given_up, watch
 from preheat_backends.torch_compile.kept import KeptGraphs, KeptNetwork, Picked, Run
@@ -43,7 +44,8 @@ def compile_program(program: Program, source: ModelSource, signature: Signature,
     release_lock_in_kernels()
     variants = Variants(signature, source.buckets, dynamic=recipe.dynamic)
     kept = KeptGraphs(recipe.cache_path, source.version_path) if recipe.cache_path and recipe.keeps_graphs else None
-    return CompiledProgram(program, variants, recipe, kept, model=source.name)
+    compiled = CompiledProgram(program, variants, recipe, kept, model=source.name)
+    return RecordedProgram(compiled, variants) if recipe.records_graphs else compiled
 
 
 class CompiledProgram(Wrapped):

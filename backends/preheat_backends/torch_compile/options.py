@@ -15,6 +15,7 @@ import torch._inductor.config
 
 from preheat.backend import Dimension, ModelSource, Signature
 from preheat.errors import BackendMissing, InvalidConfig
+from preheat_backends.torch_compile.cuda_graphs import refuse_several_threads
 
 
 class Mode(enum.Enum):
@@ -76,6 +77,11 @@ class Recipe:
     cache_path: Path | None = None
 
     @property
+    def records_graphs(self) -> bool:
+        """Whether what is compiled runs as CUDA graphs."""
+        return bool(self.inductor.get(_CUDA_GRAPHS))
+
+    @property
     def keeps_graphs(self) -> bool:
         """Whether whole graphs can be kept: not yet where they hold weights or symbols, or are replayed on CUDA."""
         return self.device == "cpu" and not self.freezing and not self.dynamic
@@ -90,6 +96,7 @@ class _Switch:
     needs: str | None = None
 
 
+_CUDA_GRAPHS = "triton.cudagraphs"
 _SWITCHES = {
     "freezing": _Switch("freezing"),
     "max_autotune": _Switch("max_autotune"),
@@ -100,7 +107,7 @@ _SWITCHES = {
     ),
     "force_fuse_int_mm_with_mul": _Switch("force_fuse_int_mm_with_mul", device="cuda"),
     "shape_padding": _Switch("shape_padding", device="cuda"),
-    "triton_cudagraphs": _Switch("triton.cudagraphs", device="cuda"),
+    "triton_cudagraphs": _Switch(_CUDA_GRAPHS, device="cuda"),
     "cpp_simdlen": _Switch("cpp.simdlen", device="cpu"),
     "cpp_enable_concat_linear": _Switch("cpp.enable_concat_linear", device="cpu", needs="freezing"),
     "cpp_enable_floating_point_contract_flag": _Switch("cpp.enable_floating_point_contract_flag", device="cpu"),
@@ -188,7 +195,10 @@ def _refuse_without_effect(
             value,
             "has no effect on the CPU without freezing: true, only constant weights have kernels to choose from",
         )
-    if inductor.get("triton.cudagraphs") and options.dynamic:
+    if inductor.get(_CUDA_GRAPHS):
+        asked = "triton_cudagraphs" if options.triton_cudagraphs else "mode"
+        refuse_several_threads(source, asked, "true" if options.triton_cudagraphs else options.mode.value)
+    if inductor.get(_CUDA_GRAPHS) and options.dynamic:
         raise source.refuse(
             "dynamic",
             "true",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from preheat.backend import Signature
+from preheat_backends.hardware import Arithmetic
 from preheat_backends.torch_programs.program import Program, Wrapped
 from preheat_backends.torch_tensors import DTYPES
 
@@ -21,6 +22,11 @@ class Precision(enum.Enum):
     def dtype(self) -> torch.dtype:
         """As torch calls it."""
         return _DTYPES[self]
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What a device has to be able to do."""
+        return Arithmetic[self.name]
 
 
 _DTYPES = {

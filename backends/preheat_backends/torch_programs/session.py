@@ -1,13 +1,12 @@
 """One thread's way into a program: host arrays in, host arrays out."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
 from preheat.backend import Instance, Model, Session, TensorSession
 from preheat.errors import ExecutionFailed, ServingError
 from preheat.tensors import Array, Tensors
 from preheat_backends.torch_programs.program import Program, first_line
+from preheat_backends.torch_programs.transfers import Transfers, allocate_pinned
 from preheat_backends.torch_tensors import to_numpy, to_torch
 
 
@@ -41,17 +40,17 @@ class TorchSession(TensorSession):
         self._program = program
         self._device = device
         self._backend = backend
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._transfers = Transfers(device) if device.type == "cuda" else None
 
     def allocate(self, size: int) -> Array:
         """Where the device is a GPU, pinned memory, which it reads without a copy in between."""
-        if self._stream is None:
-            return super().allocate(size)
-        pinned: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
-        return pinned
+        return super().allocate(size) if self._transfers is None else allocate_pinned(size)
 
     def infer(self, inputs: Tensors) -> Tensors:
-        """Run one batch. Inputs are neither written to nor kept, outputs are the caller's own."""
+        """Run one batch. Inputs are neither written to nor kept.
+
+        Outputs are the caller's own; those of a GPU are good until the next batch.
+        """
         return self._answer(inputs, eagerly=False)
 
     def infer_eagerly(self, inputs: Tensors) -> Tensors:
@@ -65,7 +64,9 @@ class TorchSession(TensorSession):
     def _answer(self, inputs: Tensors, *, eagerly: bool) -> Tensors:
         try:
             # The one mode there is, for warm-up and for clients: compiled code is good for the mode it was traced in.
-            with torch.inference_mode(), self._in_stream():
+            with torch.inference_mode():
+                if self._transfers is not None:
+                    return self._run_on_device(self._transfers, inputs, eagerly=eagerly)
                 return self._run(inputs, eagerly=eagerly)
         except ExecutionFailed as exc:
             raise ExecutionFailed(f"{self._backend}: {exc}") from exc
@@ -80,15 +81,16 @@ class TorchSession(TensorSession):
         tensors = {name: to_torch(array, self._device, borrow=borrow) for name, array in inputs.items()}
         outputs = program.run(tensors, eagerly=eagerly)
         borrowed: frozenset[int] = frozenset()
-        if borrow and self._device.type == "cpu":
+        if borrow:
             borrowed = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
         return {
             name: to_numpy(tensor, copy=tensor.untyped_storage().data_ptr() in borrowed or program.keeps(tensor))
             for name, tensor in outputs.items()
         }
 
-    def _in_stream(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+    def _run_on_device(self, transfers: Transfers, inputs: Tensors, *, eagerly: bool) -> Tensors:
+        with transfers.running():
+            return transfers.download(self._program.run(transfers.upload(inputs), eagerly=eagerly))
 
 
 def _use_threads(threads: int) -> None:

@@ -1,0 +1,40 @@
+"""Operators that read or write wherever an index says, in OpenVINO 2026.4: a client's number could end the process.
+
+Of the operators that take indices, tried out with numbers far outside, all others answer zeros or fail the run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from preheat.errors import InvalidArtifact
+
+_UNCHECKED = frozenset({"GatherND", "ScatterElementsUpdate"})
+_INDICES = 1
+# What these give lies within their input's sizes, whatever its values.
+_IN_RANGE = frozenset({"Constant", "NonZero", "ShapeOf", "TopK"})
+
+
+def refuse_unchecked_indices(model: Any, path: Path) -> None:
+    """Raise InvalidArtifact if what clients send reaches the indices of such an operator, outside of any loop."""
+    for operation in model.get_ops():
+        kind = operation.get_type_name()
+        if kind in _UNCHECKED and _depends_on_input(operation.input_value(_INDICES).get_node()):
+            raise InvalidArtifact(
+                f"{path}: {kind} {operation.get_friendly_name()!r} takes indices that depend on an input, and OpenVINO "
+                "does not check them: one out of range ends the process; the backend 'onnxruntime' does check them"
+            )
+
+
+def _depends_on_input(node: Any) -> bool:
+    waiting, seen = [node], {node.get_friendly_name()}
+    while waiting:
+        node = waiting.pop()
+        if node.get_type_name() == "Parameter":
+            return True
+        if node.get_type_name() in _IN_RANGE:
+            continue
+        for source in (value.get_node() for value in node.input_values()):
+            if source.get_friendly_name() not in seen:
+                seen.add(source.get_friendly_name())
+                waiting.append(source)
+    return False

@@ -1,0 +1,105 @@
+"""An archive on its device, ready to run."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from preheat.compilations import Compilation, CompilationKind, report_compilation
+from preheat.errors import ExecutionFailed
+from preheat_backends.torch_programs.program import Arguments, Program
+from preheat_backends.torchscript.archive import last_line
+from preheat_backends.torchscript.call import Call, quote
+
+# TorchScript watches the first run of a graph, and optimizes it for the second.
+_COLD_RUNS = 2
+
+
+class ScriptProgram(Program):
+    """An archive on one device. ``fuses``: TorchScript makes kernels for the shapes it meets, as it does on GPUs.
+
+    Runs that TorchScript needs to watch and optimize a graph are stated as compilations, for they are slow.
+    """
+
+    def __init__(self, module: torch.jit.ScriptModule, call: Call, *, fuses: bool) -> None:
+        self._module = module
+        self._call = call
+        self.specializes_on_shape = fuses
+        self.writes_inputs = _writes(module)
+        # How often each shape has run; without fusion all are one. Races cost a statement too many, no more.
+        self._runs: dict[str, int] = {}
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The archive's module."""
+        return self._module
+
+    def arrange(self, inputs: Mapping[str, torch.Tensor]) -> Arguments:
+        """All by the names of the arguments."""
+        return Arguments(keyword={self._call.arguments[name]: tensor for name, tensor in inputs.items()})
+
+    def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """Run ``forward``; state it as long as it is not yet hot."""
+        key = _shapes(inputs) if self.specializes_on_shape else ""
+        started_s = time.monotonic()
+        result = self.call_eagerly(inputs)
+        runs = self._runs.get(key, 0)
+        if runs < _COLD_RUNS:
+            self._runs[key] = runs + 1
+            what = f"{_shapes(inputs)}: run {runs + 1} of {_COLD_RUNS} that TorchScript takes to optimize"
+            report_compilation(Compilation(CompilationKind.GRAPH, what, time.monotonic() - started_s))
+        return result
+
+    def call_eagerly(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """Run ``forward``. Raises ExecutionFailed with the operator's own words, which TorchScript puts last."""
+        try:
+            return super().call_eagerly(inputs)
+        except (torch.jit.Error, RuntimeError) as exc:
+            raise ExecutionFailed(last_line(exc)) from exc
+
+    def pick(self, result: object) -> Mapping[str, torch.Tensor]:
+        """Put names to what ``forward`` returned: by name from a dictionary, else by place."""
+        named: dict[str, Any] = dict(zip(self._call.outputs, self._choose(result), strict=True))
+        for name, value in named.items():
+            if not isinstance(value, torch.Tensor):
+                raise ExecutionFailed(f"forward returned {type(value).__name__} for output {name!r}, not a tensor")
+        return named
+
+    def keeps(self, tensor: torch.Tensor) -> bool:  # noqa: ARG002 - the program's signature
+        """Always: TorchScript folds what is constant when it likes, and an answer may lie in such memory."""
+        return True
+
+    def _choose(self, result: object) -> Sequence[object]:
+        call = self._call
+        if isinstance(result, Mapping):
+            missing = [name for name in call.outputs if name not in result]
+            if missing:
+                raise ExecutionFailed(f"forward returned {quote(result)}; output {missing[0]!r} is not among them")
+            return [result[name] for name in call.outputs]
+        values = (result,) if isinstance(result, torch.Tensor) else result
+        if not isinstance(values, tuple | list):
+            raise ExecutionFailed(f"forward returned {type(result).__name__}, not a tensor, tuple, list or dict")
+        places = range(len(call.outputs)) if call.places is None else call.places
+        if max(places) >= len(values) or (call.places is None and len(values) != len(call.outputs)):
+            raise ExecutionFailed(f"forward returned {len(values)} values; the outputs are {quote(call.outputs)}")
+        return [values[place] for place in places]
+
+
+def _writes(module: torch.jit.ScriptModule) -> bool:
+    """Whether anything in the graph writes to a tensor, as far as operators say; calls that are not followed may."""
+    return any(
+        "!" in node.schema() or node.kind() in ("prim::CallMethod", "prim::CallFunction")
+        for node in _nodes(module.inlined_graph)
+    )
+
+
+def _nodes(block: Any) -> Iterable[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
+
+
+def _shapes(inputs: Mapping[str, torch.Tensor]) -> str:
+    return ", ".join(f"{name}[{','.join(map(str, tensor.shape))}]" for name, tensor in inputs.items())
