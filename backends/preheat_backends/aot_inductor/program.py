@@ -1,0 +1,72 @@
+"""A loaded package, and a thread's way into it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from preheat.backend import Instance, Session
+from preheat.tensors import Tensors
+from preheat_backends.aot_inductor.running import Runner
+from preheat_backends.torch_programs.program import Arguments, Program
+from preheat_backends.torch_programs.session import TorchModel, TorchSession
+
+
+class PackageProgram(Program):
+    """A package's network. Its runners are as many as there are sessions, so none waits for another.
+
+    ``inputs`` are names in the order of the call, ``outputs`` for each name the place of its tensor in the answer.
+    """
+
+    def __init__(
+        self, runner: Runner, *, inputs: Sequence[str], outputs: Mapping[str, int], writes_inputs: bool
+    ) -> None:
+        self._runner = runner
+        self._inputs = tuple(inputs)
+        self._outputs = outputs
+        self.writes_inputs = writes_inputs
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """There is none: a package is code and weights."""
+        raise NotImplementedError("a package has no module")
+
+    def arrange(self, inputs: Mapping[str, torch.Tensor]) -> Arguments:
+        """In the order of the call."""
+        return Arguments(tuple(inputs[name] for name in self._inputs))
+
+    def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """Run the package's code, on a CUDA device in the thread's stream."""
+        return self._runner.run(self.arrange(inputs).positional)
+
+    def pick(self, result: Any) -> Mapping[str, torch.Tensor]:
+        """The outputs asked for."""
+        return {name: result[index] for name, index in self._outputs.items()}
+
+    def keeps(self, tensor: torch.Tensor) -> bool:  # noqa: ARG002 - the contract's signature
+        """Never: generated code copies a constant, or a view of one, before it returns it."""
+        return False
+
+    def close(self) -> None:
+        """Unload the library."""
+        self._runner.close()
+
+
+class PackageModel(TorchModel):
+    """A package on its device."""
+
+    runs_eagerly = False
+
+    def open(self, instance: Instance) -> Session:
+        """Open a session. What sets its thread up is torch's other backends'; their sessions would also run eagerly."""
+        super().open(instance)
+        return PackageSession(self._program, self._device, backend=self._backend)
+
+
+class PackageSession(TorchSession):
+    """Runs a package under inference mode. Belongs to the thread that opened it."""
+
+    def infer_eagerly(self, inputs: Tensors) -> Tensors:
+        """Cannot: there is nothing in a package but compiled code."""
+        del inputs
+        raise NotImplementedError(f"{type(self).__name__} does not run eagerly")

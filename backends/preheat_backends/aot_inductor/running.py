@@ -1,0 +1,121 @@
+"""Two ways into a package's code: torch's own, and one that lets go of the interpreter's lock.
+
+torch's holds the lock for as long as the network runs (torch 2.13): a run of 100 ms stops all other threads for so
+long, those that answer other models' requests among them, and instances run one after the other. On a GPU that is
+the time it takes to start kernels. On the CPU it is all of it; there the library is called by its C interface.
+"""
+
+import ctypes
+import shutil
+import tempfile
+import zipfile
+from _ctypes import dlclose
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+_aoti: Any = torch._C._aoti
+_new_capsule: Any = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+_in_capsule: Any = ctypes.pythonapi.PyCapsule_GetPointer
+_in_capsule.restype = ctypes.c_void_p
+_in_capsule.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
+class Runner(Protocol):
+    """A network in memory. Several threads may run it, as many at once as it was made for; others wait."""
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run on tensors in the order of the call. Raises RuntimeError with what the package says."""
+
+    def close(self) -> None:
+        """Unload the code."""
+
+
+class LoaderRunner:
+    """torch's own way. It keeps what it unpacked, in the folder for temporary files, until it is closed."""
+
+    def __init__(self, path: Path, model_name: str, *, single_threaded: bool, runners: int, device_index: int) -> None:
+        # Not by torch._inductor.package.load_package, which loads every network in the package, asks a compiler what
+        # the CPU can do, and hides why a library cannot be loaded.
+        self._loader = _aoti.AOTIModelPackageLoader(str(path), model_name, single_threaded, runners, device_index)
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run, holding the interpreter's lock."""
+        outputs: Sequence[torch.Tensor] = self._loader.boxed_run(list(tensors))
+        return outputs
+
+    def close(self) -> None:
+        """Unload the library, and remove what was unpacked."""
+        del self._loader
+
+
+class LibraryRunner:
+    """The library ``member`` of the package at ``path``, on the CPU, by its C interface, which torch keeps stable."""
+
+    def __init__(self, path: Path, member: str, *, single_threaded: bool, runners: int) -> None:
+        self._library = _open_library(path, member)
+        self._container = ctypes.c_void_p()
+        try:
+            self._check(
+                self._library.AOTInductorModelContainerCreateWithDevice(
+                    ctypes.byref(self._container), ctypes.c_size_t(runners), b"cpu", None
+                )
+            )
+            counts = (ctypes.c_size_t * 2)()
+            self._check(self._library.AOTInductorModelContainerGetNumInputs(self._container, ctypes.byref(counts, 0)))
+            offset = ctypes.sizeof(ctypes.c_size_t)
+            self._check(
+                self._library.AOTInductorModelContainerGetNumOutputs(self._container, ctypes.byref(counts, offset))
+            )
+        except BaseException:
+            self.close()
+            raise
+        self._inputs, self._outputs = ctypes.c_void_p * counts[0], ctypes.c_void_p * counts[1]
+        self._counts = ctypes.c_size_t(counts[0]), ctypes.c_size_t(counts[1])
+        name = "AOTInductorModelContainerRun" + ("SingleThreaded" if single_threaded else "")
+        self._run = self._library[name]
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run, and let other threads run meanwhile. The package takes over its handles of the inputs."""
+        if len(tensors) != self._counts[0].value:
+            raise RuntimeError(f"the package takes {self._counts[0].value} inputs, not {len(tensors)}")
+        handles = _aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
+        inputs = self._inputs(*(_in_capsule(handle, None) for handle in handles))
+        outputs = self._outputs()
+        self._check(self._run(self._container, inputs, self._counts[0], outputs, self._counts[1], None, None))
+        made: Sequence[torch.Tensor] = _aoti.alloc_tensors_by_stealing_from_void_ptrs(
+            [_new_capsule(output, None, None) for output in outputs]
+        )
+        return made
+
+    def close(self) -> None:
+        """Free the weights and unload the library."""
+        if self._container.value:
+            self._library.AOTInductorModelContainerDelete(self._container)
+            self._container = ctypes.c_void_p()
+        dlclose(self._library._handle)
+
+    def _check(self, failed: int) -> None:
+        if failed:
+            text = ctypes.c_char_p()
+            if hasattr(self._library, "AOTInductorGetLastError"):
+                self._library.AOTInductorGetLastError(ctypes.byref(text))
+            raise RuntimeError(
+                (text.value or b"").decode(errors="replace") or "the package failed and does not say why"
+            )
+
+
+def _open_library(path: Path, member: str) -> ctypes.CDLL:
+    """Open a copy of the library, which is removed again: what is mapped of it stays.
+
+    A copy of its own for each load, as it keeps what it has read of the environment.
+    """
+    with tempfile.TemporaryDirectory(prefix="preheat-") as folder:
+        library = Path(folder) / "model.so"
+        with zipfile.ZipFile(path) as archive, archive.open(member) as packed, library.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked, 2**20)
+        return ctypes.CDLL(str(library))
