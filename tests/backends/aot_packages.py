@@ -11,6 +11,7 @@ import textwrap
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,12 @@ def keep(name: str, make: Callable[[Path], None], into: Path, *, sources: Sequen
     kept = _KEPT / f"{name}-{_key(sources)}"
     if not kept.exists():
         _KEPT.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=_KEPT))
-        make(made)
-        try:
-            made.rename(kept)
-        except OSError:  # someone else's was there first
-            shutil.rmtree(made)
+        with tempfile.TemporaryDirectory(dir=_KEPT) as unfinished:
+            made = Path(unfinished) / "made"
+            made.mkdir()
+            make(made)
+            with suppress(OSError):  # someone else's was there first
+                made.rename(kept)
     shutil.copytree(kept, into, dirs_exist_ok=True)
 
 
