@@ -97,8 +97,8 @@ _TOLD = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp
 def require(source: ModelSource, arithmetic: Arithmetic, key: str, value: object) -> None:
     """See that the device of ``source`` can do what parameter ``key`` asks for, by its ``value``.
 
-    Raises InvalidConfig that names what that needs, what is there, and what comes closest; BackendMissing for a GPU that
-    is not there. What a CPU has no instructions for and makes up for is said in the log.
+    Raises InvalidConfig that names what that needs, what is there, and what comes closest; BackendMissing for a GPU
+    that is not there. What a CPU has no instructions for and makes up for is said in the log.
     """
     device = find_device(source.device)
     if not supports(device, arithmetic):

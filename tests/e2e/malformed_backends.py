@@ -40,7 +40,8 @@ class Subject:
     """A model, the inputs of a correct request, and the outputs of its answer, right within ``tolerance``.
 
     ``batches``: axis 0 is the batch, 1 to MAX_BATCH_SIZE. ``optional`` inputs are in the configuration but not in the
-    request. ``varies``: the last axis of every input may be 1 to LONGEST, the same in all.
+    request. ``varies``: the last axis of every input may be 1 to LONGEST, the same in all. ``looks_up``: a value may be
+    an index out of bounds, which fails its request.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Subject:
     batches: bool = True
     varies: bool = False
     optional: Sequence[str] = ()
+    looks_up: bool = False
 
     def write(self, repository: Path) -> None:
         """Write the model into a repository."""
@@ -201,8 +203,9 @@ def _save_optional(folder: Path) -> None:
 
 
 _DOUBLE_PAIR = _config("double", _PAIR_INPUTS, _ECHO_OUTPUTS, parameters=_named(*_PAIR_INPUTS, *_ECHO_OUTPUTS))
-_EAGER_PY_PAIR = _config("eager", _PAIR_INPUTS, _PAIR_OUTPUTS, parameters=_named(*_PAIR_INPUTS, "masked"))
-_PYTHON_PAIR = _config("python", _PAIR_INPUTS, _PAIR_OUTPUTS, parameters=_named(*_PAIR_INPUTS, "masked"))
+_PAIR_NAMES = _named(*_PAIR_INPUTS, "masked")
+_EAGER_PY_PAIR = _config("eager", _PAIR_INPUTS, _PAIR_OUTPUTS, parameters=_PAIR_NAMES)
+_PYTHON_PAIR = _config("python", _PAIR_INPUTS, _PAIR_OUTPUTS, parameters=_PAIR_NAMES)
 _WHOLE = _config("double", {"x": ("FP32", [2, 2])}, {"y": ("FP32", [2, 2])}, max_batch_size=0)
 _OPTIONAL = _config("python", {"x": ("FP32", [4]), "extra": ("FP32", [4])}, {"y": ("FP32", [4])}, optional=["extra"])
 
@@ -228,6 +231,16 @@ SUBJECTS = (
     _copy("onnxruntime", "texts", DataType.BYTES, cases.save_copy_graph),
     _copy("onnxruntime", "truth", DataType.BOOL, cases.save_copy_graph),
     _copy("onnxruntime", "half", DataType.FP16, cases.save_copy_graph),
+    _linear("openvino_linear", "openvino", cases.save_linear_ir),
+    _pair("openvino_pair", _config("openvino"), cases.save_pair_graph, _REFERENCE),
+    _copy("openvino", "truth", DataType.BOOL, cases.save_copy_graph),
+    _copy("openvino", "half", DataType.FP16, cases.save_copy_graph),
+    replace(_pair("aot_inductor_pair", _config("aot_inductor"), cases.save_own_package, _REFERENCE), looks_up=True),
+    _linear("torchscript_linear", "torchscript", cases.save_linear_script),
+    _pair("torchscript_pair", _config("torchscript", _PAIR_INPUTS, _PAIR_OUTPUTS, parameters=_PAIR_NAMES),
+          cases.save_pair_script, _REFERENCE),
+    _copy("torchscript", "truth", DataType.BOOL, cases.save_copy_script),
+    _copy("torchscript", "bf16", DataType.BF16, cases.save_copy_script),
     _pair("python_pair", _PYTHON_PAIR, cases.save_triton_pair, _REFERENCE),
     _copy("python", "texts", DataType.BYTES, cases.save_triton_copy),
     _copy("python", "truth", DataType.BOOL, cases.save_triton_copy),

@@ -185,7 +185,7 @@ def _values(subject: Subject, position: int) -> Iterator[Case]:
         empty = struct.pack("<I", 0)
         framings = {
             "too few elements": (empty * (count - 1), f"expected {count} elements, got {count - 1}"),
-            "too many elements": (empty * (count + 1), f"expected {count} elements, got {count + 1}"),
+            "too many elements": (empty * (count + 1), f"expected {count} elements, got more"),
             "an element of 4 GiB": (empty * (count - 1) + b"\xff\xff\xff\xff", "4294967295 bytes announced, 0 there"),
             "an element of 2 GiB": (b"\0\0\0\x80" + empty * (count - 1), "2147483648 bytes announced"),
             "an element over its end": (empty * (count - 1) + b"\2\0\0\0x", "2 bytes announced, 1 there"),

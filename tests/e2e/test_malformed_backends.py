@@ -89,7 +89,9 @@ def test_requests_with_flipped_bits_end_in_an_answer_or_a_refusal(
         damaged[dice.integers(len(damaged), size=2)] ^= 1 << dice.integers(8, size=2, dtype=np.uint8)
         status = wire.status("ModelInfer", damaged.tobytes())
         if "is not UTF-8" not in status.text:  # a flipped text; see below
-            assert status.code in {grpc.StatusCode.OK, INVALID, NOT_FOUND, UNIMPLEMENTED}, (status, damaged.tobytes())
+            looked_up = subject.looks_up and "index out of bounds" in status.text
+            answered = status.code in {grpc.StatusCode.OK, INVALID, NOT_FOUND, UNIMPLEMENTED}
+            assert answered or looked_up, (status, damaged.tobytes())
     assert_unharmed(server, wire, subject)
 
 

@@ -74,7 +74,7 @@ def load_python_module(
     """
     imported = f"{IMPORTED}{next(_NUMBERS)}"
     try:
-        module = _build(_import(path, imported), path)
+        module = build_network(import_source(path, imported), path)
         _load_weights(module, path, backend=backend)
         module.eval().requires_grad_(requires_grad=False)
         prepare(module)
@@ -110,10 +110,11 @@ class _SourceLoader(SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def _import(path: Path, name: str) -> ModuleType:
+def import_source(path: Path, name: str) -> ModuleType:
     """Import ``path`` as ``name``, which nothing else has, so that versions of a model live side by side.
 
     It stays in sys.modules for as long as the model is loaded: dataclasses and pickle look their classes up there.
+    Raises InvalidArtifact.
     """
     loader = _SourceLoader(name, str(path))
     spec = ModuleSpec(name, loader, origin=str(path))
@@ -127,7 +128,11 @@ def _import(path: Path, name: str) -> ModuleType:
     return imported
 
 
-def _build(imported: ModuleType, path: Path) -> torch.nn.Module:
+def build_network(imported: ModuleType, path: Path) -> torch.nn.Module:
+    """What ``build_model`` returns of the file at ``path``, which :func:`import_source` imported.
+
+    Raises InvalidArtifact.
+    """
     build = getattr(imported, "build_model", None)
     if not callable(build):
         raise InvalidArtifact(f"{path}: defines no build_model(); it must return the torch.nn.Module to serve")

@@ -21,7 +21,7 @@ from preheat.errors import InvalidArtifact
 from preheat_backends.artifacts import Kind, Takes, sniff
 from preheat_backends.hardware import Arithmetic, require
 from preheat_backends.torch_programs.program import first_line
-from preheat_backends.torch_programs.python_module import IMPORTED, ModuleProgram, _build, _import
+from preheat_backends.torch_programs.python_module import IMPORTED, ModuleProgram, build_network, import_source
 from preheat_backends.torchao.kernels import NARROW, saturates
 from preheat_backends.torchao.layers import CannotQuantize, list_names
 from preheat_backends.torchao.options import Options
@@ -57,7 +57,7 @@ def load_checkpoint(
     state, weights = _read(path.parent)
     imported = f"{IMPORTED}checkpoint_{next(_NUMBERS)}"
     try:
-        module = _build(_import(path, imported), path)
+        module = build_network(import_source(path, imported), path)
         _assign(module, state, weights)
         module.eval().requires_grad_(requires_grad=False)
         check(module)
