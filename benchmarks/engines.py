@@ -33,6 +33,7 @@ from tritonclient.utils import np_to_triton_dtype
 _ROOT = Path(__file__).parents[1]
 _REFERENCE, _BASELINE = "eager", "onnxruntime"
 _CALLERS, _CALLERS_ROWS = 4, 8
+_SLOWEST_ANSWER_S = 120.0
 
 
 @dataclass(slots=True)
@@ -101,8 +102,9 @@ def _start(stack: ExitStack, folder: Path, network: Network, variant: Variant) -
     repository = folder / "models"
     try:
         measured.model = write_model(repository, network, variant).name
-    except CalledProcessError as exc:
-        measured.reason = f"could not be built: {exc.cmd[2]} ended with {exc.returncode}"
+    except (CalledProcessError, OSError) as exc:
+        told = f"its tool ended with {exc.returncode}" if isinstance(exc, CalledProcessError) else str(exc)
+        measured.reason = f"could not be built: {told}"
         return measured
     options = ["--cache-dir", str(folder / f"cache-{measured.model}"), "--model-control-mode", "explicit"]
     options += ["--load-models", measured.model]
@@ -160,7 +162,8 @@ def _time(measured: Measured, inputs: Sequence[grpcclient.InferInput], seconds: 
 def _rate(measured: Measured, inputs: Sequence[grpcclient.InferInput], seconds: float) -> float:
     """Rows a second, of callers that each wait for their answer."""
     counts = [0] * _CALLERS
-    lined_up = threading.Barrier(_CALLERS + 1)
+    # A caller that fails breaks it for the others.
+    lined_up = threading.Barrier(_CALLERS + 1, timeout=_SLOWEST_ANSWER_S)
     ended = threading.Event()
 
     def call(number: int) -> None:

@@ -68,6 +68,18 @@ def read_signature(path: Path) -> ArtifactSignature:
             raise InvalidArtifact(f"{path}: damaged ONNX model: {exc}") from exc
 
 
+# These scale what they get by the largest value in it, whichever row that is in.
+_SCALED_BY_BATCH = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+
+
+def rows_depend(path: Path) -> bool:
+    """Whether a row's answer depends on the others in its batch, by activations that are quantized as they come.
+
+    Raises as :func:`read_operators`.
+    """
+    return not _SCALED_BY_BATCH.isdisjoint(read_operators(path))
+
+
 def read_operators(path: Path) -> frozenset[str]:
     """The operators that the model at ``path`` computes with, in branches, loops and functions too.
 

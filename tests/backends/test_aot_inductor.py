@@ -302,6 +302,16 @@ def test_what_the_source_tells_of_inputs_is_read(foreign: Path) -> None:
     assert None not in {axis.name for axis in values.shape}
 
 
+def test_a_package_that_does_not_say_which_sizes_are_equal_is_refused(foreign: Path) -> None:
+    def without_asserts(name: str, content: bytes) -> bytes:
+        lines = content.splitlines(keepends=True) if name.endswith("wrapper.cpp") else []
+        return b"".join(line for line in lines if b"assert_size_stride" not in line) or content
+
+    rewrite(package_in(foreign), edit=without_asserts)
+    with pytest.raises(InvalidArtifact, match="does not say which of its sizes must be equal"):
+        load(foreign)
+
+
 def test_torchs_own_package_tells_nothing_that_could_be_completed(foreign: Path) -> None:
     partial = AotInductorBackend().complete(make_source(foreign))
     assert (partial.inputs, partial.outputs) == ((), ())

@@ -594,3 +594,58 @@ def test_importing_it_tells_nobody(folder: Path, tmp_path: Path) -> None:
     environment = {**kept, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", script, str(folder / "1" / "model.onnx")], env=environment, check=True)
     assert list(home.rglob("*")) == []
+
+
+def test_a_model_that_keeps_a_state_is_refused(folder: Path) -> None:
+    operators = ov.opset13
+    x = operators.parameter([2], np.float32, name="x")
+    x.output(0).set_names({"x"})
+    told = ov.op.util.VariableInfo()
+    told.data_shape, told.data_type, told.variable_id = ov.PartialShape([2]), ov.Type.f32, "sum"
+    variable = ov.op.util.Variable(told)
+    total = operators.add(operators.read_value(operators.constant(np.zeros(2, np.float32)), variable), x)
+    total.output(0).set_names({"y"})
+    result = operators.result(total)
+    save_model(folder, ov.Model([result], [operators.assign(total, variable)], [x], "counter"))
+    two = Dimension.fixed(2)
+    signature = Signature((TensorSpec("x", DataType.FP32, (two,)),), (TensorSpec("y", DataType.FP32, (two,)),))
+    with pytest.raises(InvalidArtifact, match="keeps a state between its runs"):
+        load(folder, signature)
+
+
+def save_dynamic(folder: Path) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    save(folder, nodes, [onnx_tensor("x", DataType.FP32, ["n", 4])], [onnx_tensor("y", DataType.FP32, ["n", 4])])
+
+
+def test_rows_that_are_quantized_together_depend_on_each_other(folder: Path) -> None:
+    save_dynamic(folder)
+    assert not complete(folder).row_independent
+    model = get_core().read_model(folder / "1" / "model.onnx")
+    (folder / "1" / "model.onnx").unlink()
+    save_model(folder, model)
+    assert not complete(folder).row_independent
+
+
+def test_rows_of_other_models_do_not(folder: Path) -> None:
+    save_linear_ir(folder / "1")
+    assert complete(folder).row_independent
+
+
+def test_a_shared_name_hides_no_index_from_the_check(folder: Path) -> None:
+    operators = ov.opset13
+    n = operators.parameter([1, 1], np.int32, name="n")
+    n.output(0).set_names({"n"})
+    wide = operators.convert(n, "i64")
+    wide.set_friendly_name("n")
+    data = operators.constant(np.arange(4, dtype=np.float32))
+    found = operators.gather_nd(data, wide)
+    found.output(0).set_names({"y"})
+    save_model(folder, ov.Model([operators.result(found)], [n], "lookup"))
+    one = Dimension.fixed(1)
+    signature = Signature((TensorSpec("n", DataType.INT32, (one, one)),), (TensorSpec("y", DataType.FP32, (one,)),))
+    with pytest.raises(InvalidArtifact, match="GatherND"):
+        load(folder, signature)

@@ -410,3 +410,42 @@ def test_strings_are_refused(folder: Path) -> None:
     declared = Signature((TensorSpec("x", DataType.BYTES, (FOUR,)),), LINEAR.outputs, 8)
     with pytest.raises(InvalidConfig, match=r"tensor 'x': BYTES: torch has no such tensors; the backend 'torchscript'"):
         load(folder, declared)
+
+
+class Keeping(torch.nn.Module):
+    """Answers with what it was asked before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.zeros(1, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = self.last
+        self.last = x
+        return before
+
+
+def test_what_a_module_keeps_of_its_inputs_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    save_script(tmp_path / "1", lambda: torch.jit.script(Keeping()))
+    signature = Signature(
+        (TensorSpec("x", DataType.FP32, (FOUR,)),), (TensorSpec("y", DataType.FP32, (FOUR,)),), max_batch_size=1
+    )
+    with opened(TorchScriptBackend().load(make_source(tmp_path), signature)) as session:
+        buffer = np.ones((1, 4), np.float32)
+        session.infer({"x": buffer})
+        # The server's memory, which the next request is put into.
+        buffer[:] = 7
+        assert session.infer({"x": buffer})["y"].tolist() == [[1, 1, 1, 1]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_are_quantized_together_depend_on_each_other(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    quantization: Any = torch.ao.quantization
+    dynamic = quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.Linear(4, 3)))
+    save_script(tmp_path / "1", lambda: torch.jit.script(dynamic))
+    assert not TorchScriptBackend().complete(make_source(tmp_path)).row_independent
+    save_linear_script(tmp_path / "1")
+    assert TorchScriptBackend().complete(make_source(tmp_path)).row_independent

@@ -82,7 +82,11 @@ class AotInductorBackend(Backend):
             _load(source, package, parameters),
             inputs=calling.inputs, outputs=calling.outputs, writes_inputs=calling.writes_inputs,
         )  # fmt: skip
-        return PackageModel(program, torch.device(source.device), backend="aot_inductor")
+        device = torch.device(source.device)
+        if device.type == "cuda":
+            # The weights were copied in this thread's stream; sessions run in others.
+            torch.cuda.synchronize(device)
+        return PackageModel(program, device, backend="aot_inductor")
 
 
 def _parse(source: ModelSource) -> Parameters:

@@ -16,7 +16,12 @@ import torch
 from preheat.backend import Instance, ModelSource, Signature
 from preheat.errors import BackendMissing, ExecutionFailed, InvalidArtifact, InvalidConfig, ServingError
 from preheat_backends.aot_inductor.backend import AotInductorBackend
-from preheat_backends.aot_inductor.model_folder import ModelFolder, read_model_folder, write_configuration
+from preheat_backends.aot_inductor.model_folder import (
+    ModelFolder,
+    check_configuration,
+    read_model_folder,
+    write_configuration,
+)
 from preheat_backends.aot_inductor.packaging import InstructionSet, Recipe, compile_package
 from preheat_backends.aot_inductor.program import PackageSession
 from preheat_backends.aot_inductor.quantizing import Quantization, quantize
@@ -25,6 +30,7 @@ from preheat_backends.torch_programs.precision import Precision
 from preheat_backends.torch_tensors import to_numpy
 
 _MODULE = "preheat_backends.aot_inductor.build"
+_CALIBRATION = "calibration.safetensors"
 _NEAR = 1e-2
 # Of the largest shape that is compared: more would take an uncompiled network minutes.
 _MOST_ELEMENTS = 2**16
@@ -60,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--quantization", choices=[each.value for each in Quantization], help="compute in 8-bit integers, on the CPU"
     )
     parser.add_argument(
-        "--calibration", metavar="FILE", default="calibration.safetensors",
+        "--calibration", metavar="FILE",
         help="samples in the version's folder, for pt2e_static (default: calibration.safetensors)",
     )  # fmt: skip
     parser.add_argument("--no-freezing", action="store_true", help="keep weights as they are, not laid out for kernels")
@@ -81,10 +87,13 @@ def _build(arguments: argparse.Namespace) -> None:
     model = read_model_folder(arguments.model, device=device, max_batch_size=arguments.max_batch)
     unfinished = arguments.output.with_name(f".{arguments.output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    # The server holds a model's name against its folder's.
+    folder = unfinished / arguments.output.name
     try:
-        (unfinished / "1").mkdir(parents=True)
-        _fill(unfinished, model, arguments)
-        unfinished.rename(arguments.output)
+        (folder / "1").mkdir(parents=True)
+        _fill(folder, model, arguments)
+        check_configuration(folder)
+        folder.rename(arguments.output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     _say(f"wrote {arguments.output}: serve the folder it is in, by preheat serve {arguments.output.parent}")
@@ -97,6 +106,10 @@ def _device(arguments: argparse.Namespace) -> str:
         raise InvalidConfig(
             f"--quantization {arguments.quantization}: is slow without freezing; leave out --no-freezing"
         )
+    if quantized and arguments.dtype is not None:
+        raise InvalidConfig(f"--dtype {arguments.dtype}: what is quantized computes in 8 bits, and fp32; leave it out")
+    if arguments.calibration is not None and arguments.quantization != Quantization.PT2E_STATIC.value:
+        raise InvalidConfig(f"--calibration {arguments.calibration}: goes with --quantization pt2e_static only")
     if arguments.device == "cpu":
         return "cpu"
     if quantized:
@@ -120,7 +133,9 @@ def _fill(folder: Path, model: ModelFolder, arguments: argparse.Namespace) -> No
     if arguments.quantization is not None:
         _say(f"quantizing to {arguments.quantization}")
         quantization = Quantization(arguments.quantization)
-        network, recipe = quantize(served, model, quantization, calibration=arguments.calibration, recipe=recipe)
+        network, recipe = quantize(
+            served, model, quantization, calibration=arguments.calibration or _CALIBRATION, recipe=recipe
+        )
     _say(f"tracing for {_axes(signature)}")
     program = trace(network, signature, device)
     package = folder / "1" / "model.pt2"

@@ -91,7 +91,9 @@ def _check_inputs(source: ModelSource, package: Package, signature: Signature, n
     ArtifactSignature(tuple(tensors), ()).check_inputs(source, signature)
     for spec, tensor in zip((declared[name] for name in names), tensors, strict=True):
         _check_bounds(source, signature, spec, tensor)
-    _check_ties(source, signature, [declared[name] for name in names], tensors)
+    specs = [declared[name] for name in names]
+    _refuse_unknown_ties(package, signature, specs, tensors)
+    _check_ties(source, signature, specs, tensors)
 
 
 def _as_tensor(spec: TensorSpec, check: CheckedInput) -> ArtifactTensor:
@@ -109,6 +111,28 @@ def _check_bounds(source: ModelSource, signature: Signature, spec: TensorSpec, t
                 f"{source.config_path}: input {spec.name!r}: {ours}: the package in {source.version_path} takes "
                 f"{theirs}; narrow it by parameter preheat.dimension.NAME, or build the package for these sizes"
             )
+
+
+def _refuse_unknown_ties(
+    package: Package, signature: Signature, specs: Sequence[TensorSpec], tensors: Sequence[ArtifactTensor]
+) -> None:
+    """Refuse a package that does not say which of its sizes must be equal: where they are not, it reads on."""
+    lead = (Dimension(minimum=1, maximum=signature.max_batch_size),) if signature.batches else ()
+    varying = [
+        theirs
+        for spec, tensor in zip(specs, tensors, strict=True)
+        for ours, theirs in zip((*lead, *spec.shape), tensor.shape or (Dimension(),) * 64, strict=False)
+        if ours.size is None or ours.size != theirs.size
+    ]
+    batch = {tensor.shape[0].name for tensor in tensors if tensor.shape} if lead else set()
+    inner = [theirs for tensor in tensors for theirs in (tensor.shape or ())[len(lead) :]]
+    told = all(theirs.name is not None or theirs.size is not None for theirs in varying)
+    if (len(varying) > 1 and not told) or any(theirs.name in batch - {None} for theirs in inner):
+        raise InvalidArtifact(
+            f"{package.path} does not say which of its sizes must be equal (inductor was told size_asserts: False, or "
+            "a size depends on another), and would read beyond its inputs where they are not; build it with "
+            "size_asserts, or by python -m preheat_backends.aot_inductor.build"
+        )
 
 
 def _check_ties(

@@ -23,7 +23,7 @@ _ORIGIN = re.compile(r"# (config\.pbtxt|the artifact|default)$")
 _RANGE = re.compile(r"(\d+)\.\.(\d*)(?:/(\d+))?$")
 _TAKES = "eager"
 # Not the new model's: its name is its folder's, and the others are said anew, or are not needed.
-_REPLACED = ("name", "backend", "max_batch_size", "default_model_filename")
+_REPLACED = ("name", "backend", "max_batch_size", "default_model_filename", "version_policy", "model_warmup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,14 @@ def write_configuration(model: ModelFolder, path: Path, *, name: str, made: str)
         kept += "instance_group {\n  kind: KIND_GPU\n}\n"
     batching = f"max_batch_size: {model.signature.max_batch_size}\n" if model.signature.batches else ""
     path.write_text(f'# {made}\nname: "{name}"\nbackend: "aot_inductor"\n{batching}{kept}', encoding="utf-8")
+
+
+def check_configuration(path: Path) -> None:
+    """Have the server read the model at ``path``. Raises InvalidConfig for what it does not take."""
+    try:
+        _ask_server(path)
+    except InvalidConfig as exc:
+        raise InvalidConfig(f"what was built cannot be served as the other model is configured: {exc}") from exc
 
 
 def _ask_server(path: Path) -> str:
@@ -130,10 +138,13 @@ def _spec(message: Message, parameters: Mapping[str, str]) -> TensorSpec:
     name = message["name"][0]
     written = message["data_type"][0].removeprefix("TYPE_")
     sizes = message.get("dims", [])
-    if "reshape" in message:
-        sizes = message["reshape"][0].get("shape", [])
     names = [part.strip() for part in parameters.get(f"preheat.shape.{name}", "").split(",")]
     names += ["_"] * (len(sizes) - len(names))
+    if "reshape" in message:
+        # The names are those of the dims that vary, which are in the same order in both shapes.
+        varying = iter([called for size, called in zip(sizes, names, strict=False) if size < 0])
+        sizes = message["reshape"][0].get("shape", [])
+        names = [next(varying, "_") if size < 0 else "_" for size in sizes]
     return TensorSpec(
         name,
         DataType("BYTES" if written == "STRING" else written),

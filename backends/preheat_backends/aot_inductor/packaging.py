@@ -95,10 +95,14 @@ def _options(recipe: Recipe, *, one_thread: bool) -> dict[str, Any]:
         **recipe.options,
     }
     if recipe.instruction_set in _VECTOR_BITS:
+        if "cpp.march" not in _inductor.get_config_copy():
+            raise InvalidArtifact(
+                f"--isa {recipe.instruction_set.value}: torch {torch.__version__} compiles for this CPU only; "
+                "torch 2.13 can be told otherwise"
+            )
         options["cpp.simdlen"] = _VECTOR_BITS[recipe.instruction_set]
         options["cpp.march"] = ""
-    known = _inductor.get_config_copy()
-    return {key: value for key, value in options.items() if key in known or key != "cpp.march"}
+    return options
 
 
 def _describe(program: ExportedProgram, signature: ArtifactSignature, recipe: Recipe) -> Description:

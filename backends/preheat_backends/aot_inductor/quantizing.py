@@ -7,7 +7,7 @@ import torch
 
 from preheat.errors import BackendMissing, InvalidArtifact
 from preheat_backends.aot_inductor.model_folder import ModelFolder
-from preheat_backends.aot_inductor.packaging import Recipe
+from preheat_backends.aot_inductor.packaging import InstructionSet, Recipe
 from preheat_backends.aot_inductor.tracing import dynamic_shapes, example_sizes, make_inputs
 from preheat_backends.torch_programs.program import Arguments
 
@@ -41,7 +41,10 @@ def quantize(
         samples = [Arguments(tuple(sample[name] for name in names)) for sample in read]
     example = make_inputs(signature, example_sizes(signature), torch.device("cpu"))
     try:
-        graph = quantize_pt2e(served, Arguments(example), dynamic_shapes(signature), calibration=samples)
+        # For other CPUs than this one: what does not overflow on any.
+        narrow = None if recipe.instruction_set is InstructionSet.NATIVE else True
+        shapes = dynamic_shapes(signature)
+        graph = quantize_pt2e(served, Arguments(example), shapes, calibration=samples, narrow_weights=narrow)
     except CannotQuantize as exc:
         raise InvalidArtifact(f"the network {exc}") from exc
     row_independent = quantization is Quantization.PT2E_STATIC

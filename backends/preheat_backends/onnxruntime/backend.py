@@ -11,7 +11,7 @@ from preheat.backend import Backend, Hardware, Instance, Model, ModelSource, Par
 from preheat.tensors import DataType
 from preheat_backends.artifacts import Kind, Takes, find_artifact
 from preheat_backends.hardware import find_device
-from preheat_backends.onnx_signature import read_operators, read_signature
+from preheat_backends.onnx_signature import read_operators, read_signature, rows_depend
 from preheat_backends.onnxruntime import tensorrt
 from preheat_backends.onnxruntime.building import build_session
 from preheat_backends.onnxruntime.device_session import DeviceSession, Place, find_torch
@@ -32,8 +32,6 @@ _TAKES = Takes(
     kinds=frozenset({Kind.ONNX}),
     description="an ONNX model (.onnx)",
 )
-# They scale activations by the largest element of the whole tensor, of whichever row that is.
-_SCALED_BY_BATCH = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 # cuDNN prepares these for each shape that it meets.
 _PREPARED_BY_SHAPE = frozenset({"Conv", "ConvTranspose", "FusedConv"})
 
@@ -61,8 +59,7 @@ class OnnxRuntimeBackend(Backend):
         """The graph's inputs and outputs, as far as the file gives their shapes, and whether rows depend on others."""
         check_provider(source, parse_options(source))
         path = find_artifact(source, _TAKES).path
-        dependent = _SCALED_BY_BATCH & read_operators(path)
-        return dataclasses.replace(read_signature(path).partial_config(), row_independent=not dependent)
+        return dataclasses.replace(read_signature(path).partial_config(), row_independent=not rows_depend(path))
 
     def load(self, source: ModelSource, signature: Signature) -> Model:
         """Build the session. Of the graph's outputs, all of which are computed, those of ``signature`` are fetched."""

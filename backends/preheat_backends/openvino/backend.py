@@ -1,17 +1,19 @@
 """The plugin: ONNX models and OpenVINO IR, compiled for the CPU."""
 
+import dataclasses
 import logging
 from collections.abc import Collection
 from typing import Any
 
 from preheat.backend import Backend, Hardware, Model, ModelSource, PartialConfig, Signature
-from preheat.errors import BackendMissing, InvalidConfig
+from preheat.errors import BackendMissing, InvalidArtifact, InvalidConfig
 from preheat.tensors import DataType
+from preheat_backends import onnx_signature
 from preheat_backends.artifacts import Artifact, Kind, Takes, find_artifact
 from preheat_backends.hardware import find_device
 from preheat_backends.onnx_signature import read_signature
 from preheat_backends.openvino.compiled import check_compiled, make_compiler, read_model
-from preheat_backends.openvino.indices import refuse_unchecked_indices
+from preheat_backends.openvino.indices import refuse_unchecked_indices, rows_depend
 from preheat_backends.openvino.library import describe_version
 from preheat_backends.openvino.options import Parameters, parse
 from preheat_backends.openvino.session import OpenVinoModel, Ports
@@ -41,7 +43,9 @@ class OpenVinoBackend(Backend):
         _parse(source)
         artifact = _find(source)
         model = read_model(artifact, with_weights=False) if artifact.kind is Kind.OPENVINO_IR else None
-        return _refuse_texts(_read_signature(artifact, model), source).partial_config()
+        told = _refuse_texts(_read_signature(artifact, model), source).partial_config()
+        dependent = onnx_signature.rows_depend(artifact.path) if model is None else rows_depend(model)
+        return dataclasses.replace(told, row_independent=not dependent)
 
     def load(self, source: ModelSource, signature: Signature) -> Model:
         """Compile the model for its first instance; the others are compiled when they are opened."""
@@ -50,6 +54,7 @@ class OpenVinoBackend(Backend):
         model = read_model(artifact)
         ports = _match(model, artifact, source, signature)
         refuse_unchecked_indices(model, artifact.path)
+        _refuse_state(model, artifact)
         compiler = make_compiler(model, artifact, source, parameters)
         compiled = compiler.compile()
         check_compiled(compiled, source, parameters)
@@ -108,6 +113,15 @@ def _refuse_texts(actual: ArtifactSignature, source: ModelSource) -> ArtifactSig
                 "the backend 'onnxruntime' does"
             )
     return actual
+
+
+def _refuse_state(model: Any, artifact: Artifact) -> None:
+    """Refuse what is carried from one run to the next: they are of different clients."""
+    if model.get_variables() or model.get_sinks():
+        raise InvalidArtifact(
+            f"{artifact.path} keeps a state between its runs (ReadValue and Assign), which requests would share; make "
+            "the state an input and an output: openvino.convert_model without the stateful transformation"
+        )
 
 
 def _tell_limits(model: Any, source: ModelSource, signature: Signature) -> None:

@@ -25,8 +25,26 @@ def refuse_unchecked_indices(model: Any, path: Path) -> None:
             )
 
 
+def rows_depend(model: Any) -> bool:
+    """Whether a row's answer depends on the others in its batch: by the least of all values along the first axis.
+
+    It is what activations are scaled by that are quantized as they come; a network has it for nothing else.
+    """
+    return any(
+        operation.get_type_name() == "ReduceMin"
+        and _first_axis_in(operation.input_value(_INDICES).get_node())
+        and _depends_on_input(operation.input_value(0).get_node())
+        for operation in model.get_ops()
+    )
+
+
+def _first_axis_in(axes: Any) -> bool:
+    return axes.get_type_name() != "Constant" or 0 in axes.data.ravel().tolist()
+
+
 def _depends_on_input(node: Any) -> bool:
-    waiting, seen = [node], {node.get_friendly_name()}
+    # By names that are theirs alone: "friendly" ones may be shared.
+    waiting, seen = [node], {node.get_name()}
     while waiting:
         node = waiting.pop()
         if node.get_type_name() == "Parameter":
@@ -34,7 +52,7 @@ def _depends_on_input(node: Any) -> bool:
         if node.get_type_name() in _IN_RANGE:
             continue
         for source in (value.get_node() for value in node.input_values()):
-            if source.get_friendly_name() not in seen:
-                seen.add(source.get_friendly_name())
+            if source.get_name() not in seen:
+                seen.add(source.get_name())
                 waiting.append(source)
     return False

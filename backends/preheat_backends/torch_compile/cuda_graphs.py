@@ -44,12 +44,15 @@ class RecordedProgram(Wrapped):
 
 
 def refuse_several_threads(source: ModelSource, name: str, value: object) -> None:
-    """Raise InvalidConfig for CUDA graphs that more than one instance would have to record, where torch cannot."""
+    """Raise InvalidConfig for CUDA graphs where torch can record them on the first thread of the process only.
+
+    With one instance too: another model, or the same when it is loaded again, has a thread of its own.
+    """
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if source.instances > 1 and version < _FIRST_BY_THREAD:
+    if version < _FIRST_BY_THREAD:
         raise source.refuse(
             name,
             value,
-            f"torch {torch.__version__} records CUDA graphs on one thread only, and there are {source.instances} "
-            "instances on the device: set instance_group count: 1, or install torch 2.13",
+            f"torch {torch.__version__} records CUDA graphs on the first thread of a process only, and each instance "
+            "has a thread of its own; install torch 2.13, or choose max-autotune-no-cudagraphs",
         )

@@ -86,4 +86,4 @@ def _example_size(axis: Dimension, buckets: Buckets) -> int:
     wanted = max(buckets.sizes.get(axis.name or "", (3,)))
     least = max(2, axis.minimum, min(wanted, axis.maximum or wanted))
     size = -(-least // axis.multiple_of) * axis.multiple_of
-    return size if axis.maximum is None else min(size, axis.maximum)
+    return size if axis.maximum is None else min(size, axis.maximum // axis.multiple_of * axis.multiple_of)

@@ -11,7 +11,7 @@ from preheat_backends.torch_programs.backend import TorchBackend
 from preheat_backends.torch_programs.program import Program
 from preheat_backends.torchscript.archive import load_archive
 from preheat_backends.torchscript.call import match_call
-from preheat_backends.torchscript.program import ScriptProgram
+from preheat_backends.torchscript.program import ScriptProgram, rows_depend
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ class TorchScriptBackend(TorchBackend):
         _parse(source)
 
     def complete(self, source: ModelSource) -> PartialConfig:
-        """Nothing: an archive has no shapes and types to tell."""
+        """Whether rows depend on each other; an archive has no shapes and types to tell."""
         self.check(source)
-        self._find(source)
-        return PartialConfig()
+        archive = load_archive(self._find(source).path, torch.device("cpu"), freeze=False, optimize=False)
+        return PartialConfig(row_independent=not rows_depend(archive))
 
     def build(self, artifact: Artifact, source: ModelSource, *, signature: Signature, device: torch.device) -> Program:
         """Load the archive, in eval mode, and freeze it."""

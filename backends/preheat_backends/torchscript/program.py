@@ -1,5 +1,6 @@
 """An archive on its device, ready to run."""
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -86,12 +87,22 @@ class ScriptProgram(Program):
         return [values[place] for place in places]
 
 
+# Calls are not followed; and what is kept as an attribute would outlive the memory that it lies in.
+_MAY_WRITE = ("prim::CallMethod", "prim::CallFunction", "prim::SetAttr")
+# These scale what they get by the largest value in it, whichever row that is in.
+_SCALES_BY_BATCH = re.compile(
+    r"quantized::.*dynamic|aten::choose_qparams|aten::fbgemm_linear_int8|aten::quantize_per_tensor_dynamic"
+)
+
+
+def rows_depend(module: torch.jit.ScriptModule) -> bool:
+    """Whether a row's answer depends on the others in its batch, by activations that are quantized as they come."""
+    return any(_SCALES_BY_BATCH.match(node.kind()) for node in _nodes(module.inlined_graph))
+
+
 def _writes(module: torch.jit.ScriptModule) -> bool:
-    """Whether anything in the graph writes to a tensor, as far as operators say; calls that are not followed may."""
-    return any(
-        "!" in node.schema() or node.kind() in ("prim::CallMethod", "prim::CallFunction")
-        for node in _nodes(module.inlined_graph)
-    )
+    """Whether anything in the graph writes to a tensor, or keeps it, as far as operators say."""
+    return any("!" in node.schema() or node.kind() in _MAY_WRITE for node in _nodes(module.inlined_graph))
 
 
 def _nodes(block: Any) -> Iterable[Any]:
