@@ -61,6 +61,7 @@ def main() -> None:
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="what to serve (default: all)")
     add("--only", nargs="+", metavar="VARIANT", help="words that a variant's name must have one of (default: all)")
+    add("--without", nargs="+", metavar="VARIANT", default=[], help="words that it must not have (default: none)")
     add("--rounds", type=int, default=3, help="rounds to take the median of (default 3)")
     add("--seconds", type=float, default=2.0, help="how long one measurement takes (default 2)")
     add("--output", type=Path, default=_ROOT / "docs" / "benchmarks" / "engines", help="the page to write")
@@ -68,14 +69,19 @@ def main() -> None:
     stop_servers_when_terminated()
     sections = []
     for name in arguments.networks:
-        sections.append(measure(NETWORKS[name], arguments.only or [""], arguments.rounds, arguments.seconds))
+        chosen = [each for each in variants(NETWORKS[name]) if _is_chosen(each.name, arguments.only, arguments.without)]
+        sections.append(measure(NETWORKS[name], chosen, arguments.rounds, arguments.seconds))
         write_report(sections, arguments.output, _shown_command(arguments))
 
 
-def measure(network: Network, only: Sequence[str], rounds: int, seconds: float) -> Section:
-    """Start all variants of ``network``, and compare them."""
+def _is_chosen(name: str, only: Sequence[str] | None, without: Sequence[str]) -> bool:
+    wanted = only is None or any(word in name for word in only)
+    return name == _REFERENCE or (wanted and not any(word in name for word in without))
+
+
+def measure(network: Network, chosen: Sequence[Variant], rounds: int, seconds: float) -> Section:
+    """Start the ``chosen`` variants of ``network``, the reference first, and compare them."""
     samples = network.samples()
-    chosen = [each for each in variants(network) if each.name == _REFERENCE or any(word in each.name for word in only)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         found = [_start(stack, Path(folder), network, variant) for variant in chosen]
         reference = _outputs(found[0], network, samples)
@@ -248,6 +254,7 @@ def _times(measured: Measured, baseline: Measured) -> float:
 
 def _shown_command(arguments: argparse.Namespace) -> str:
     only = f" --only {' '.join(arguments.only)}" if arguments.only else ""
+    only += f" --without {' '.join(arguments.without)}" if arguments.without else ""
     return (
         f"python -m benchmarks.engines --networks {' '.join(arguments.networks)}{only} "
         f"--rounds {arguments.rounds} --seconds {arguments.seconds}"

@@ -42,6 +42,15 @@ _QUIET_SECONDS = 0.1
 _BLOCKING_CALLS = 8
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether what gRPC logs is worth a line: not an answer whose call was over, by its deadline, when it was sent."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
+# A filter is added once, however often: it is one and the same.
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+
+
 class GrpcioTransport:
     """Serves the engine on ``listening``. Made on the event loop it runs on, and belongs to it."""
 
