@@ -85,6 +85,25 @@ def find_artifact(source: ModelSource, takes: Takes) -> Artifact:
     return Artifact(path, kind)
 
 
+def check_archive(path: Path) -> None:
+    """Read the zip archive at ``path`` in whole. Raises InvalidArtifact if anything in it is not as it was written.
+
+    torch itself does not look at an archive's checksums.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as exc:  # of a damaged archive zipfile raises half a dozen types, few documented
+        raise InvalidArtifact(f"{path} is damaged: {exc}; copy it again") from exc
+    if damaged is not None:
+        raise InvalidArtifact(f"{path} is damaged: {damaged!r} in it is not as it was written; copy it again")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is one component of a path, and so cannot lead out of the version's folder."""
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
+
+
 def sniff(path: Path) -> Kind:
     """What ``path``, which exists, holds. Reads a few kilobytes, however large the file.
 
@@ -102,8 +121,7 @@ def sniff(path: Path) -> Kind:
 
 
 def _plain_name(source: ModelSource, name: str) -> str:
-    """``name``, if it is one component of a path and so cannot lead out of the version's folder."""
-    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+    if not is_plain_name(name):
         raise InvalidConfig(
             f"{source.config_path}: default_model_filename: {name!r}: must be a file's name in the version's folder"
         )

@@ -129,7 +129,7 @@ def find_device(device: str) -> Device:
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return _read_cpu()
-    gpus = _read_gpus()
+    gpus = find_gpus()
     number = int(index or 0)
     if number >= len(gpus):
         raise BackendMissing(f"{device}: the CUDA driver shows {len(gpus)} GPUs here")
@@ -166,8 +166,8 @@ def _read_cpu() -> Device:
 
 
 @cache
-def _read_gpus() -> tuple[Device, ...]:
-    """What the driver shows, in its order; nothing without a driver."""
+def find_gpus() -> tuple[Device, ...]:
+    """What the CUDA driver shows, in its order; nothing without a driver."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

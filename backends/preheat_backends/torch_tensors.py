@@ -1,12 +1,12 @@
 """Tensors between the server and torch: datatypes, and host arrays in and out without a copy where that is safe."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from preheat.tensors import Array, DataType
+from preheat_backends.host_arrays import marked_writable
 
 DTYPES: dict[DataType, torch.dtype] = {
     DataType.BOOL: torch.bool,
@@ -44,7 +44,7 @@ def to_torch(array: Array, device: torch.device, *, borrow: bool) -> torch.Tenso
     stream: until that is done the array must stay as it is.
     """
     bits = array.view(np.int16) if array.dtype == _BF16 else array
-    host = torch.from_numpy(_writable(bits) if borrow or device.type != "cpu" else bits.copy())
+    host = torch.from_numpy(marked_writable(bits) if borrow or device.type != "cpu" else bits.copy())
     if array.dtype == _BF16:
         host = host.view(torch.bfloat16)
     return host.to(device, non_blocking=True)
@@ -91,11 +91,3 @@ class Rooms:
         if room is None or room.nbytes < size:
             room = self._rooms[name] = self._allocate(size)
         return room[:size]
-
-
-def _writable(array: Array) -> Array:
-    """The same memory, marked writable: torch has no read-only tensors and warns of a read-only array."""
-    if array.flags.writeable:
-        return array
-    interface = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-    return np.asarray(SimpleNamespace(__array_interface__=interface))

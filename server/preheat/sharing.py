@@ -32,7 +32,7 @@ def share(regions: Regions, request: InferRequest, reply: Reply) -> tuple[InferR
             loans[tensor.name] = Loan(len(data), partial(bytes, data))
     if request.places:
         rooms = {name: regions.room(*place) for name, place in request.places.items()}
-        reply = partial(_put_and_reply, rooms, bool(request.sources), reply)
+        reply = partial(_put_and_reply, rooms, reply, reads_shared=bool(request.sources))
     request = request._replace(inputs=tuple(inputs))
     if loans:
         lent_bytes = sum(loan.size for loan in loans.values())
@@ -41,7 +41,7 @@ def share(regions: Regions, request: InferRequest, reply: Reply) -> tuple[InferR
     return request, reply
 
 
-def _put_and_reply(rooms: dict[str, Room], reads_shared: bool, reply: Reply, answer: Answer) -> Answer:  # noqa: FBT001
+def _put_and_reply(rooms: dict[str, Room], reply: Reply, answer: Answer, *, reads_shared: bool) -> Answer:
     """Give the answer, and the rooms up: whoever has called may keep the request, and its reply, for longer."""
     if isinstance(answer, InferResponse):
         if reads_shared and len(answer.outputs) > 1:

@@ -5,7 +5,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 import torch
 from tests.backends.cases import CASES, Case, LinearModule, save_linear_graph, save_linear_program, save_linear_python
 
+from preheat.compilations import Compilation, recording
 from preheat_backends.artifacts import Kind
 
 
@@ -91,3 +92,18 @@ def _handmade() -> dict[Kind, bytes]:
         Kind.EMPTY: b"",
         Kind.UNKNOWN: bytes(range(255, 0, -1)),
     }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder whose version 1 is still empty."""
+    (tmp_path / "1").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def stated() -> Iterator[list[Compilation]]:
+    """What this thread states to have compiled."""
+    found: list[Compilation] = []
+    with recording(found.append):
+        yield found

@@ -172,7 +172,8 @@ def test_a_package_for_other_gpus_is_refused(
 ) -> None:
     told(AOTI_DEVICE_KEY="cuda", AOTI_COMPUTE_CAPABILITY=capability)(package_in(own))
     source = make_source(own, device="cuda:0")
-    monkeypatch.setattr(compatibility, "_find_device", lambda _: Device("cuda:0", "A GPU", capability=(9, 0)))
+    devices = {"cpu": find_device("cpu"), "cuda:0": Device("cuda:0", "A GPU", capability=(9, 0))}
+    monkeypatch.setattr(compatibility, "find_device", devices.__getitem__)
     package = read_package(source, package_in(own), "model")
     if fits:
         compatibility.check_compatible(source, package, None)
@@ -409,12 +410,12 @@ def test_the_tool_writes_a_model_that_describes_itself(own: Path) -> None:
     assert 'key: "preheat.dimension.sequence"' in config
     partial = AotInductorBackend().complete(make_source(own))
     assert [spec.name for spec in partial.outputs] == ["masked", "total"]
-    batch, sequence = Dimension("batch", 1, 8), SEQUENCE
+    batch, sequence = Dimension("batch axis", 1, 8), SEQUENCE
     assert [spec.shape for spec in partial.inputs] == [(batch, sequence)] * 2
     assert [spec.shape for spec in partial.outputs] == [(batch, sequence), (batch, Dimension.fixed(1))]
     said = (own / "said.txt").read_text()
     assert "compiling for cpu" in said
-    assert "batch 8, sequence 64: 'masked' differs from the network's by" in said
+    assert "batch axis 8, sequence 64: 'masked' differs from the network's by" in said
 
 
 @pytest.mark.parametrize(

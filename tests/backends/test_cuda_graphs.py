@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from tests.backends.cases import LINEAR, make_source, save_linear_python
 from preheat.backend import Buckets
 from preheat.compilations import Compilation, CompilationKind, recording
 from preheat.errors import InvalidConfig
-from preheat_backends.torch_compile.cuda_graphs import RecordedProgram, refuse_several_threads
+from preheat_backends.torch_compile.cuda_graphs import RecordedProgram, refuse_one_thread_only
 from preheat_backends.torch_compile.variants import Variants
-from preheat_backends.torch_programs.python_module import load_python_module
+from preheat_backends.torch_programs.python_module import load_python_module, load_weights
 
 
 @pytest.fixture
@@ -23,8 +24,7 @@ def program(tmp_path: Path) -> Iterator[RecordedProgram]:
         tmp_path / "model.py",
         outputs=("y",),
         device=torch.device("cpu"),
-        backend="torch_compile",
-        prepare=lambda _: None,
+        weights=partial(load_weights, backend="torch_compile"),
     )
     program = RecordedProgram(inner, Variants(LINEAR, Buckets((1, 2)), dynamic=False))
     yield program
@@ -68,9 +68,9 @@ def test_graphs_are_refused_where_only_the_first_thread_can_record(
     monkeypatch.setattr(torch, "__version__", version)
     source = make_source(tmp_path, device="cuda:0", instances=instances)
     if not refused:
-        refuse_several_threads(source, "mode", "reduce-overhead")
+        refuse_one_thread_only(source, "mode", "reduce-overhead")
         return
     with pytest.raises(
         InvalidConfig, match=r"mode: 'reduce-overhead': torch .* first thread of a process only.*torch 2\.13"
     ):
-        refuse_several_threads(source, "mode", "reduce-overhead")
+        refuse_one_thread_only(source, "mode", "reduce-overhead")

@@ -85,7 +85,7 @@ def test_the_cpu_is_this_machines() -> None:
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_read_gpus", lambda: (gpu((9, 0)),))
+    monkeypatch.setattr(hardware, "find_gpus", lambda: (gpu((9, 0)),))
     assert find_device("cuda:0").capability == (9, 0)
     with pytest.raises(BackendMissing, match="cuda:1: the CUDA driver shows 1 GPUs"):
         find_device("cuda:1")

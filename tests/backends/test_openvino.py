@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tests.backends.cases import (
 )
 
 from preheat.backend import Dimension, Model, PartialConfig, Signature, TensorSpec
-from preheat.compilations import Compilation, CompilationKind, recording
+from preheat.compilations import Compilation, CompilationKind
 from preheat.errors import ExecutionFailed, InvalidArtifact, InvalidConfig, InvalidRequest, ServingError
 from preheat.tensors import DataType, Tensors
 from preheat_backends.hardware import find_device
@@ -49,21 +49,6 @@ LOOSE = Signature(
     (TensorSpec("values", DataType.FP32, _SIDES), TensorSpec("mask", DataType.INT64, _SIDES)),
     (TensorSpec("masked", DataType.FP32, _SIDES),),
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A model folder whose version 1 is still empty."""
-    (tmp_path / "1").mkdir()
-    return tmp_path
-
-
-@pytest.fixture
-def stated() -> Iterator[list[Compilation]]:
-    """What this thread states to have compiled."""
-    found: list[Compilation] = []
-    with recording(found.append):
-        yield found
 
 
 def save(folder: Path, nodes: list[onnx.NodeProto], inputs: list[Any], outputs: list[Any], *constants: Any) -> None:

@@ -27,9 +27,9 @@ from tests.backends.torchao_networks import (
 from preheat.backend import Buckets, Dimension, Signature, TensorSpec
 from preheat.errors import InvalidArtifact, InvalidConfig
 from preheat.tensors import DataType
+from preheat_backends.torch_programs.dynamic_shapes import dynamic_shapes, example_inputs
 from preheat_backends.torch_programs.program import Arguments
 from preheat_backends.torchao import TorchaoBackend
-from preheat_backends.torchao.graph import dynamic_shapes, example_inputs
 from preheat_backends.torchao.kernels import saturates
 from preheat_backends.torchao.layers import EVERYTHING, CannotQuantize
 
@@ -312,8 +312,9 @@ def test_what_cannot_be_is_refused_by_name(
 
 def test_a_network_whose_sizes_cannot_vary_as_configured_is_refused(own_network: Path) -> None:
     source = (own_network / "1" / "model.py").read_text()
+    # As many rows as it is traced with: what fits them alone is found out.
     (own_network / "1" / "model.py").write_text(
-        source.replace("hidden = self", "x = x.reshape(2, 64)\n        hidden = self")
+        source.replace("hidden = self", "x = x.reshape(3, 64)\n        hidden = self")
     )
     with pytest.raises(InvalidConfig, match=r"cannot be made a graph by torch\.export: .*axis_0"):
         load_quantized(own_network, "pt2e_static", parameters=COMPILED)

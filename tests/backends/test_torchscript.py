@@ -4,7 +4,7 @@ import logging
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,21 +98,6 @@ class Weighted(torch.nn.Module):
 
     def forward(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return a.add_(1), self.weight
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A model folder whose version 1 is still empty."""
-    (tmp_path / "1").mkdir()
-    return tmp_path
-
-
-@pytest.fixture
-def stated() -> Iterator[list[Compilation]]:
-    """What this thread states to have compiled."""
-    found: list[Compilation] = []
-    with recording(found.append):
-        yield found
 
 
 def script(folder: Path, module: torch.nn.Module) -> None:
@@ -360,9 +345,9 @@ def _drop_code(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "fragments"),
     [
-        (_flip("/data/0"), ("model.pt: damaged TorchScript archive", "data/0 does not have its checksum")),
-        (_flip("constants.pkl"), ("model.pt: damaged TorchScript archive", "constants.pkl does not have its checksum")),
-        (_flip("/code/"), ("model.pt: damaged TorchScript archive", "/code/", "does not have its checksum")),
+        (_flip("/data/0"), ("model.pt is damaged", "data/0' in it is not as it was written")),
+        (_flip("constants.pkl"), ("model.pt is damaged", "constants.pkl' in it is not as it was written")),
+        (_flip("/code/"), ("model.pt is damaged", "/code/", "in it is not as it was written")),
         (_drop_code, ("model.pt: torch.jit cannot load it:",)),
     ],
     ids=["weights", "constants", "code", "no-code"],

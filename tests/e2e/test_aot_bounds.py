@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.backends.aot_packages import LOOKUP_CONFIG
 from tests.backends.cases import save_foreign_package
 from tests.e2e.server_process import ServerProcess, write_model
 from tests.e2e.wire import Tensor, Wire, infer_request
@@ -31,20 +32,10 @@ pytestmark = pytest.mark.compiles
 _PLUGIN = Path(__file__).parent / "guarded_plugin"
 _POISON = 12345.0
 _MAX_BATCH, _LONGEST = 8, 64
-_CONFIG = """
-backend: "guarded"
-max_batch_size: 8
-input { name: "values" data_type: TYPE_FP32 dims: [ -1 ] }
-input { name: "mask" data_type: TYPE_INT64 dims: [ -1 ] }
-output { name: "masked" data_type: TYPE_FP32 dims: [ -1 ] }
-output { name: "total" data_type: TYPE_FP32 dims: [ 1 ] }
-dynamic_batching { }
-parameters { key: "preheat.shape.values" value { string_value: "sequence" } }
-parameters { key: "preheat.shape.mask" value { string_value: "sequence" } }
-parameters { key: "preheat.shape.masked" value { string_value: "sequence" } }
-parameters { key: "preheat.dimension.sequence" value { string_value: "1..64" } }
-parameters { key: "preheat.buckets" value { string_value: "1,8" } }
-"""
+_CONFIG = (
+    LOOKUP_CONFIG.replace('"eager"', '"guarded"')
+    + 'parameters { key: "preheat.buckets" value { string_value: "1,8" } }\n'
+)
 _DTYPES: dict[str, Any] = {
     "FP32": np.float32,
     "INT64": np.int64,

@@ -4,6 +4,7 @@ import io
 import json
 import platform
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import grpc
 import pytest
 import tritonclient.grpc as grpcclient
 from onnx import TensorProto, helper
+from tests.backends.cases import save_linear_script
 from tests.e2e.scrape import scrape
 from tests.e2e.server_process import ServerProcess, echo_config, write_model
 from tests.e2e.tensors import infer_inputs, unique_rows
@@ -104,6 +106,13 @@ def _package(**metadata: str) -> bytes:
         archive.writestr("model/data/aotinductor/model/m.wrapper.so", b"\x7fELF")
         archive.writestr("model/data/aotinductor/model/m.wrapper_metadata.json", json.dumps(told))
     return content.getvalue()
+
+
+def _script() -> bytes:
+    """A TorchScript archive that could be served."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_linear_script(Path(folder))
+        return (Path(folder) / "model.pt").read_bytes()
 
 
 CONFIGS = (
@@ -274,7 +283,7 @@ ARTIFACTS = (
         "script_not_frozen", SCRIPT + LINEAR_IO + _parameter("freeze", "a bit"), {"model.pt": b"x"},
         "freeze: 'a bit'", "must be true or false",
     ),
-    _artifact("script_not_declared", SCRIPT, {"model.pt": _archive("constants.pkl")}, "input", "declare"),
+    _artifact("script_not_declared", SCRIPT, {"model.pt": _script()}, "input", "declare"),
     _artifact("package_missing", AOT_INDUCTOR + LINEAR_IO, {}, "model.pt2", "it holds nothing"),
     _artifact("package_that_is_text", AOT_INDUCTOR + LINEAR_IO, {"model.pt2": b"soon\n"}, "a text file"),
     _artifact(

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 import torch
 
-from preheat.backend import Backend, Hardware, Model, ModelSource, PartialConfig, Signature
+from preheat.backend import ModelSource, PartialConfig, Signature
 from preheat.errors import InvalidArtifact, InvalidConfig
 from preheat_backends.aot_inductor.calling import Calling, foreign_calling, own_calling
 from preheat_backends.aot_inductor.compatibility import check_compatible
 from preheat_backends.aot_inductor.description import Description, read_description
 from preheat_backends.aot_inductor.generated import ends_process, fixed_threads, most_threads
-from preheat_backends.aot_inductor.package import Package, read_package, verify
-from preheat_backends.aot_inductor.program import PackageModel, PackageProgram
+from preheat_backends.aot_inductor.package import Package, read_package
+from preheat_backends.aot_inductor.program import PackageProgram
 from preheat_backends.aot_inductor.running import LibraryRunner, LoaderRunner, Runner
-from preheat_backends.artifacts import Kind, Takes, find_artifact
-from preheat_backends.torch_programs.program import first_line
-from preheat_backends.torch_tensors import DTYPES
+from preheat_backends.artifacts import Artifact, Kind, Takes, check_archive
+from preheat_backends.torch_programs.backend import TorchBackend
+from preheat_backends.torch_programs.program import Program, first_line
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +26,6 @@ log = logging.getLogger(__name__)
 # it to 0 for the process has measured what the checks cost, and is told of it at every load.
 CHECK_INPUTS = "AOTI_RUNTIME_CHECK_INPUTS"
 os.environ.setdefault(CHECK_INPUTS, "1")
-
-_TAKES = Takes(
-    backend="aot_inductor",
-    names=("model.pt2",),
-    kinds=frozenset({Kind.AOTINDUCTOR_PACKAGE}),
-    description="an AOTInductor package (.pt2), which python -m preheat_backends.aot_inductor.build makes of a model "
-    "for the backend 'eager'",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,44 +41,52 @@ class Parameters:
     accept_aborts: bool = False
 
 
-class AotInductorBackend(Backend):
+class AotInductorBackend(TorchBackend):
     """Runs packages."""
 
-    def hardware(self) -> Hardware:
-        """torch, on the host and on the CUDA devices it sees."""
-        devices = ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
-        return Hardware(library=f"torch {torch.__version__}", devices=devices)
+    takes = Takes(
+        backend="aot_inductor",
+        names=("model.pt2",),
+        kinds=frozenset({Kind.AOTINDUCTOR_PACKAGE}),
+        description="an AOTInductor package (.pt2), which python -m preheat_backends.aot_inductor.build makes of a "
+        "model for the backend 'eager'",
+    )
+
+    def check(self, source: ModelSource) -> None:
+        """Refuse unknown parameters, and calls without locks by several instances."""
+        _parse(source)
 
     def complete(self, source: ModelSource) -> PartialConfig:
         """The whole signature of a package of our build tool; nothing of others, which do not name their tensors."""
         parameters = _parse(source)
-        package = read_package(source, find_artifact(source, _TAKES).path, parameters.model_name)
+        package = read_package(source, self._find(source).path, parameters.model_name)
         description = read_description(package.metadata, package.path)
         if description is None:
             return PartialConfig()
         told = description.signature.partial_config()
         return PartialConfig(told.inputs, told.outputs, row_independent=description.row_independent)
 
-    def load(self, source: ModelSource, signature: Signature) -> Model:
+    def build(self, artifact: Artifact, source: ModelSource, *, signature: Signature, device: torch.device) -> Program:
         """Check all that can be known of the package, then load its library, once for all instances."""
         parameters = _parse(source)
-        path = find_artifact(source, _TAKES).path
-        _refuse_bytes(source, signature)
-        verify(path)
-        package = read_package(source, path, parameters.model_name)
+        check_archive(artifact.path)
+        package = read_package(source, artifact.path, parameters.model_name)
         description = read_description(package.metadata, package.path)
         check_compatible(source, package, description)
         _check_kernels(source, package, parameters)
-        calling = _calling(source, package, description, signature)
-        program = PackageProgram(
-            _load(source, package, parameters),
+        calling = self.match_call(source, package, description, signature)
+        return PackageProgram(
+            _load(source, package, parameters, device),
             inputs=calling.inputs, outputs=calling.outputs, writes_inputs=calling.writes_inputs,
         )  # fmt: skip
-        device = torch.device(source.device)
-        if device.type == "cuda":
-            # The weights were copied in this thread's stream; sessions run in others.
-            torch.cuda.synchronize(device)
-        return PackageModel(program, device, backend="aot_inductor")
+
+    def match_call(
+        self, source: ModelSource, package: Package, description: Description | None, signature: Signature
+    ) -> Calling:
+        """How ``package`` is called to serve ``signature``. Raises InvalidConfig, InvalidArtifact if it cannot be."""
+        if description is not None:
+            return own_calling(source, description, signature)
+        return foreign_calling(source, package, signature)
 
 
 def _parse(source: ModelSource) -> Parameters:
@@ -97,15 +97,6 @@ def _parse(source: ModelSource) -> Parameters:
             "instance_group { count: 1 } or leave it out"
         )  # fmt: skip
     return parameters
-
-
-def _refuse_bytes(source: ModelSource, signature: Signature) -> None:
-    for spec in (*signature.inputs, *signature.outputs):
-        if spec.datatype not in DTYPES:
-            raise InvalidConfig(
-                f"{source.config_path}: tensor {spec.name!r}: {spec.datatype.value}: torch has no such tensors; "
-                f"the backend 'aot_inductor' takes {', '.join(datatype.value for datatype in DTYPES)}"
-            )
 
 
 def _check_kernels(source: ModelSource, package: Package, parameters: Parameters) -> None:
@@ -132,17 +123,10 @@ def _check_kernels(source: ModelSource, package: Package, parameters: Parameters
         )  # fmt: skip
 
 
-def _calling(source: ModelSource, package: Package, description: Description | None, signature: Signature) -> Calling:
-    if description is not None:
-        return own_calling(source, description, signature)
-    return foreign_calling(source, package, signature)
-
-
-def _load(source: ModelSource, package: Package, parameters: Parameters) -> Runner:
+def _load(source: ModelSource, package: Package, parameters: Parameters, device: torch.device) -> Runner:
     """Load the package's code. Raises InvalidArtifact with the loader's reason."""
     if os.environ[CHECK_INPUTS].startswith("0"):
         log.warning("%s: %s switches the package's own checks of its inputs off", source.name, CHECK_INPUTS)
-    device = torch.device(source.device)
     single_threaded, runners = parameters.run_single_threaded, source.instances
     try:
         # What else there may be beside the library, such as operators to look up by name, is for torch to load.

@@ -23,10 +23,11 @@ from preheat_backends.aot_inductor.model_folder import (
     write_configuration,
 )
 from preheat_backends.aot_inductor.packaging import InstructionSet, Recipe, compile_package
-from preheat_backends.aot_inductor.program import PackageSession
 from preheat_backends.aot_inductor.quantizing import Quantization, quantize
-from preheat_backends.aot_inductor.tracing import describe, load_served, make_inputs, trace, varying_axes
+from preheat_backends.aot_inductor.tracing import describe, load_served, make_inputs, trace
+from preheat_backends.torch_programs.dynamic_shapes import varying_axes
 from preheat_backends.torch_programs.precision import Precision
+from preheat_backends.torch_programs.session import TorchSession
 from preheat_backends.torch_tensors import to_numpy
 
 _MODULE = "preheat_backends.aot_inductor.build"
@@ -168,7 +169,6 @@ def _compare(folder: Path, model: ModelFolder, served: torch.nn.Module, *, near:
     )  # fmt: skip
     package = AotInductorBackend().load(source, signature)
     session = package.open(Instance(0, source.device, torch.get_num_threads()))
-    assert isinstance(session, PackageSession)  # noqa: S101 - for the type checker
     try:
         for sizes in _shapes_to_compare(signature):
             _compare_at(session, signature, served, sizes, near=near)
@@ -200,7 +200,7 @@ def _product(shape: Mapping[str, int]) -> int:
 
 
 def _compare_at(
-    session: PackageSession, signature: Signature, served: torch.nn.Module, sizes: Mapping[str, int], *,
+    session: TorchSession, signature: Signature, served: torch.nn.Module, sizes: Mapping[str, int], *,
     near: float | None,
 ) -> None:  # fmt: skip
     device = next((tensor.device for tensor in served.parameters()), torch.device("cpu"))

@@ -12,6 +12,7 @@ from preheat_backends.aot_inductor.description import Description
 from preheat_backends.aot_inductor.generated import CheckedInput, call_spec, checked_inputs, tensor_counts
 from preheat_backends.aot_inductor.package import Package
 from preheat_backends.signatures import ArtifactSignature, ArtifactTensor
+from preheat_backends.torch_programs.exported_program import output_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +169,8 @@ def _read_outputs(spec: str, package: Package) -> tuple[str, ...]:
     counts = tensor_counts(package.wrapper)
     if counts is not None and counts[1] != tree.num_leaves:
         raise InvalidArtifact(f"{package.path} returns something that is no tensor; it must return tensors only")
-    if isinstance(results, int):
-        return ("OUTPUT__0",)
-    if isinstance(results, tuple | list) and all(isinstance(leaf, int) for leaf in results):
-        return tuple(f"OUTPUT__{index}" for index in range(len(results)))
-    if isinstance(results, Mapping) and all(
-        isinstance(key, str) and isinstance(leaf, int) for key, leaf in results.items()
-    ):
-        return tuple(sorted(results, key=lambda key: int(results[key])))
-    raise InvalidArtifact(
-        f"{package.path} returns {type(results).__name__} with something nested in it; it must return a tensor, a "
-        "tuple or list of tensors, or a dictionary of tensors by name"
-    )
+    keys = output_keys(results, str(package.path)) or (0,)
+    return tuple(key if isinstance(key, str) else f"OUTPUT__{key}" for key in keys)
 
 
 def _place_outputs(source: ModelSource, signature: Signature, names: tuple[str, ...]) -> Mapping[str, int]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from preheat.backend import ModelSource
-from preheat.errors import BackendMissing, InvalidArtifact
+from preheat.errors import InvalidArtifact
 from preheat_backends.aot_inductor.description import Description
 from preheat_backends.aot_inductor.package import Package
 from preheat_backends.hardware import Device, find_device
@@ -44,27 +44,14 @@ def needed_instructions(metadata: Mapping[str, str]) -> frozenset[str]:
 
 
 def check_compatible(source: ModelSource, package: Package, description: Description | None) -> None:
-    """Raise InvalidArtifact, saying what it is for, what is here and what to do, for a package that cannot run here.
-
-    BackendMissing where the device itself is not there.
-    """
-    check = _Check(source, package, _find_device(source))
+    """Raise InvalidArtifact, saying what it is for, what is here and what to do, for a package that cannot run here."""
+    check = _Check(source, package, find_device(source.device))
     check.device()
     check.system()
     if description is not None:
         check.torch(description.torch)
     check.instructions(needed_instructions(package.metadata) | (description.instructions if description else set()))
     check.capability()
-
-
-def _find_device(source: ModelSource) -> Device:
-    if source.device.startswith("cuda") and not torch.cuda.is_available():
-        why = "was built without CUDA" if torch.version.cuda is None else "finds no CUDA device or driver"
-        raise BackendMissing(f"{source.name} asks for {source.device}, but torch {torch.__version__} {why}")
-    try:
-        return find_device(source.device)
-    except BackendMissing as exc:
-        raise BackendMissing(f"{source.name} asks for {exc}") from exc
 
 
 class _Check:

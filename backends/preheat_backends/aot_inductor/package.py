@@ -36,14 +36,6 @@ class Package:
     others: tuple[str, ...] = ()
 
 
-def verify(path: Path) -> None:
-    """Read the archive at ``path`` in whole. Raises InvalidArtifact if a byte of a member is not as it was written."""
-    with _opened(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise InvalidArtifact(f"{path} is damaged: {damaged!r} in it is not as it was written; copy it again")
-
-
 def read_package(source: ModelSource, path: Path, model_name: str) -> Package:
     """The network ``model_name`` of the package at ``path``.
 

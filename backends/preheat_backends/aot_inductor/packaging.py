@@ -1,7 +1,6 @@
 """From an exported program to a package that a server can trust: safe kernels, and a description of itself."""
 
 import enum
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,14 @@ import torch._inductor.config
 from torch.export import ExportedProgram
 
 from preheat.backend import ModelSource
-from preheat.errors import BackendMissing, InvalidArtifact
+from preheat.errors import InvalidArtifact
 from preheat_backends.aot_inductor.compatibility import compilers_choice
 from preheat_backends.aot_inductor.description import Description
 from preheat_backends.aot_inductor.generated import ends_process
 from preheat_backends.aot_inductor.package import read_package
 from preheat_backends.hardware import find_device
 from preheat_backends.signatures import ArtifactSignature
+from preheat_backends.torch_compile.options import require_cpp_compiler
 from preheat_backends.torch_programs.program import first_line
 
 _inductor: Any = torch._inductor.config  # to the type checker, it has no patch()
@@ -60,8 +60,8 @@ def compile_package(
     Raises BackendMissing without a compiler, InvalidArtifact for a network that inductor cannot compile.
     """
     on_cpu = source.device == "cpu"
-    if on_cpu and shutil.which(_compiler()) is None:
-        raise BackendMissing(f"AOTInductor needs a C++ compiler: install {_compiler()}, or name one in CXX")
+    if on_cpu:
+        require_cpp_compiler(source.name, "AOTInductor")
     description = _describe(program, signature, recipe)
     # What a kernel of several threads throws ends the process, and with whole numbers there may be an index to check.
     one_thread = on_cpu and any(not _is_floating(tensor.datatype.value) for tensor in signature.inputs)
@@ -123,8 +123,3 @@ def _writes_inputs(program: ExportedProgram) -> bool:
 
 def _is_floating(datatype: str) -> bool:
     return datatype in ("FP16", "BF16", "FP32", "FP64")
-
-
-def _compiler() -> str:
-    compilers: Any = _inductor.cpp.cxx
-    return str((compilers if isinstance(compilers, str) else compilers[-1]) or "g++")

@@ -1,15 +1,12 @@
-"""A loaded package, and a thread's way into it."""
+"""A loaded package."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from preheat.backend import Instance, Session
-from preheat.tensors import Tensors
 from preheat_backends.aot_inductor.running import Runner
 from preheat_backends.torch_programs.program import Arguments, Program
-from preheat_backends.torch_programs.session import TorchModel, TorchSession
 
 
 class PackageProgram(Program):
@@ -25,11 +22,6 @@ class PackageProgram(Program):
         self._inputs = tuple(inputs)
         self._outputs = outputs
         self.writes_inputs = writes_inputs
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """There is none: a package is code and weights."""
-        raise NotImplementedError("a package has no module")
 
     def arrange(self, inputs: Mapping[str, torch.Tensor]) -> Arguments:
         """In the order of the call."""
@@ -50,23 +42,3 @@ class PackageProgram(Program):
     def close(self) -> None:
         """Unload the library."""
         self._runner.close()
-
-
-class PackageModel(TorchModel):
-    """A package on its device."""
-
-    runs_eagerly = False
-
-    def open(self, instance: Instance) -> Session:
-        """Open a session. What sets its thread up is torch's other backends'; their sessions would also run eagerly."""
-        super().open(instance)
-        return PackageSession(self._program, self._device, backend=self._backend)
-
-
-class PackageSession(TorchSession):
-    """Runs a package under inference mode. Belongs to the thread that opened it."""
-
-    def infer_eagerly(self, inputs: Tensors) -> Tensors:
-        """Cannot: there is nothing in a package but compiled code."""
-        del inputs
-        raise NotImplementedError(f"{type(self).__name__} does not run eagerly")

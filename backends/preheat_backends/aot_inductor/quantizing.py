@@ -8,7 +8,8 @@ import torch
 from preheat.errors import BackendMissing, InvalidArtifact
 from preheat_backends.aot_inductor.model_folder import ModelFolder
 from preheat_backends.aot_inductor.packaging import InstructionSet, Recipe
-from preheat_backends.aot_inductor.tracing import dynamic_shapes, example_sizes, make_inputs
+from preheat_backends.aot_inductor.tracing import make_inputs
+from preheat_backends.torch_programs.dynamic_shapes import dynamic_shapes, example_sizes
 from preheat_backends.torch_programs.program import Arguments
 
 
@@ -43,7 +44,8 @@ def quantize(
     try:
         # For other CPUs than this one: what does not overflow on any.
         narrow = None if recipe.instruction_set is InstructionSet.NATIVE else True
-        shapes = dynamic_shapes(signature)
+        # As the inputs of Served, all in one.
+        shapes = (tuple(dynamic_shapes(signature).values()),)
         graph = quantize_pt2e(served, Arguments(example), shapes, calibration=samples, narrow_weights=narrow)
     except CannotQuantize as exc:
         raise InvalidArtifact(f"the network {exc}") from exc

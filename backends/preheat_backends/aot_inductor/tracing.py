@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from preheat.backend import Dimension, ModelSource, Signature, TensorSpec
 from preheat.errors import InvalidArtifact, InvalidConfig
@@ -15,11 +15,16 @@ from preheat_backends.artifacts import Artifact, Kind, find_artifact
 from preheat_backends.eager import EagerBackend
 from preheat_backends.signatures import ArtifactSignature, ArtifactTensor
 from preheat_backends.torch_programs.backend import load_module
+from preheat_backends.torch_programs.dynamic_shapes import (
+    axis_name,
+    dynamic_shapes,
+    example_sizes,
+    sized,
+    whole_shape,
+)
 from preheat_backends.torch_programs.exported_program import load_exported_program, make_runnable, read_signature
-from preheat_backends.torch_programs.program import Program
+from preheat_backends.torch_programs.program import NetworkProgram
 from preheat_backends.torch_tensors import DTYPES
-
-BATCH = Dimension("batch", 1)
 
 
 class Served(torch.nn.Module):
@@ -28,7 +33,7 @@ class Served(torch.nn.Module):
     With ``dtype`` it computes in that, and speaks the signature's types all the same.
     """
 
-    def __init__(self, program: Program, signature: Signature, dtype: torch.dtype | None) -> None:
+    def __init__(self, program: NetworkProgram, signature: Signature, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.network = program.module
         self._inputs = [spec.name for spec in signature.inputs]
@@ -97,18 +102,12 @@ def _refuse_unservable(source: ModelSource, signature: Signature) -> None:
             raise InvalidConfig(f"{source.config_path}: input {spec.name!r}: optional: a package takes all its inputs")
 
 
-def whole_shape(spec: TensorSpec, signature: Signature) -> tuple[Dimension, ...]:
-    """The axes of a tensor, the batch axis among them."""
-    batch = (replace(BATCH, maximum=signature.max_batch_size),) if signature.batches else ()
-    return (*batch, *spec.shape)
-
-
 def make_inputs(signature: Signature, sizes: Mapping[str, int], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Random inputs; an axis of a name in ``sizes`` has that size. Whole numbers are 0 or 1: there is such a token."""
     dice = torch.Generator().manual_seed(0)
     tensors = []
     for spec in signature.inputs:
-        shape = [_size(axis, index, spec, sizes) for index, axis in enumerate(whole_shape(spec, signature))]
+        shape = sized(spec, signature, sizes)
         dtype = DTYPES[spec.datatype]
         if dtype.is_floating_point:
             tensor = torch.randn(shape, generator=dice).to(dtype)
@@ -118,69 +117,12 @@ def make_inputs(signature: Signature, sizes: Mapping[str, int], device: torch.de
     return tuple(tensors)
 
 
-def _size(axis: Dimension, index: int, spec: TensorSpec, sizes: Mapping[str, int]) -> int:
-    if axis.size is not None:
-        return axis.size
-    return sizes[axis_name(axis, index, spec)]
-
-
-def axis_name(axis: Dimension, index: int, spec: TensorSpec) -> str:
-    """The name of an axis that varies, made up for one that is tied to no other."""
-    return axis.name or f"{spec.name} {index}"
-
-
-def varying_axes(signature: Signature) -> Mapping[str, Dimension]:
-    """The axes that vary, by their names."""
-    return {
-        axis_name(axis, index, spec): axis
-        for spec in signature.inputs
-        for index, axis in enumerate(whole_shape(spec, signature))
-        if axis.size is None
-    }
-
-
-def dynamic_shapes(signature: Signature) -> tuple[tuple[dict[int, Any], ...]]:
-    """Which axes vary, and how far, as torch.export takes it for :class:`Served`."""
-    symbols = {
-        name: _symbol(axis, f"axis_{number}") for number, (name, axis) in enumerate(varying_axes(signature).items())
-    }
-    shapes = [
-        {
-            index: symbols[axis_name(axis, index, spec)]
-            for index, axis in enumerate(whole_shape(spec, signature))
-            if axis.size is None
-        }
-        for spec in signature.inputs
-    ]
-    return (tuple(shapes),)
-
-
-def _symbol(axis: Dimension, name: str) -> Any:
-    step = axis.multiple_of
-    symbol = Dim(
-        name,
-        min=max(1, -(-axis.minimum // step)),
-        max=None if axis.maximum is None else axis.maximum // step,
-    )
-    return symbol if step == 1 else step * symbol
-
-
-def example_sizes(signature: Signature) -> Mapping[str, int]:
-    """Sizes to trace with: not 1, which torch would take for the only one, and no two the same if it can be."""
-    return {name: _example(axis, 3 + number) for number, (name, axis) in enumerate(varying_axes(signature).items())}
-
-
-def _example(axis: Dimension, wanted: int) -> int:
-    size = -(-max(axis.minimum, wanted) // axis.multiple_of) * axis.multiple_of
-    return size if axis.maximum is None else min(size, axis.maximum // axis.multiple_of * axis.multiple_of)
-
-
 def trace(served: torch.nn.Module, signature: Signature, device: torch.device) -> ExportedProgram:
     """Export ``served`` for all shapes of ``signature``. Raises InvalidArtifact with torch's reason if it cannot be."""
     inputs = make_inputs(signature, example_sizes(signature), device)
-    shapes: Any = dynamic_shapes(signature)
+    by_place = tuple(dynamic_shapes(signature).values())
     # Of a graph each argument has a name; those of Served are all one.
-    shapes = shapes[0] if isinstance(served, torch.fx.GraphModule) else shapes
+    shapes: Any = by_place if isinstance(served, torch.fx.GraphModule) else (by_place,)
     try:
         with torch.no_grad():
             return torch.export.export(served, inputs, dynamic_shapes=shapes)

@@ -10,7 +10,7 @@ from typing import Any
 from preheat.backend import Backend, Hardware, Instance, Model, ModelSource, PartialConfig, Session, Signature
 from preheat.tensors import DataType
 from preheat_backends.artifacts import Kind, Takes, find_artifact
-from preheat_backends.hardware import find_device
+from preheat_backends.hardware import find_device, find_gpus
 from preheat_backends.onnx_signature import read_operators, read_signature, rows_depend
 from preheat_backends.onnxruntime import tensorrt
 from preheat_backends.onnxruntime.building import build_session
@@ -20,7 +20,6 @@ from preheat_backends.onnxruntime.options import ExecutionProvider, Parameters, 
 from preheat_backends.onnxruntime.providers import (
     check_provider,
     choose_providers,
-    count_cuda_devices,
     device_index,
     has,
 )
@@ -41,8 +40,8 @@ class OnnxRuntimeBackend(Backend):
 
     def hardware(self) -> Hardware:
         """ONNX Runtime, on the host and, if it is built for CUDA, on the devices that the driver shows."""
-        count = count_cuda_devices() if has(ExecutionProvider.CUDA) else 0
-        devices = ("cpu", *(f"cuda:{index}" for index in range(count)))
+        gpus = find_gpus() if has(ExecutionProvider.CUDA) else ()
+        devices = ("cpu", *(gpu.name for gpu in gpus))
         return Hardware(library=f"onnxruntime {ort.__version__}", devices=devices)
 
     def environment(self, source: ModelSource) -> str | None:

@@ -97,5 +97,7 @@ def allocate_page_locked(size: int, torch: ModuleType | None) -> Array:
     """Room for ``size`` bytes that begins on a page; ordinary room without torch."""
     if torch is None:
         return allocate_aligned(size)
-    array: Array = torch.empty(max(1, size), dtype=torch.uint8, pin_memory=True).numpy()[:size]
-    return array
+    # Late: it imports torch, without which this backend works too.
+    from preheat_backends.torch_programs.transfers import allocate_pinned
+
+    return allocate_pinned(size)

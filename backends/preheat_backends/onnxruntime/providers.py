@@ -3,7 +3,6 @@
 ONNX Runtime itself warns and runs on the CPU where a provider does not start. Here that is an error.
 """
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -61,17 +60,6 @@ def choose_providers(
         return [cuda]
     settings = tensorrt.make_settings(source, parameters, signature, quantized=quantized)
     return [(NAMES[provider], settings), cuda]
-
-
-def count_cuda_devices() -> int:
-    """How many devices the CUDA driver shows: ONNX Runtime does not tell, and torch need not be here."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    succeeded = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return count.value if succeeded else 0
 
 
 def device_index(source: ModelSource) -> int:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,10 @@ from preheat.backend import Instance, Model, Session, Signature, TensorSession
 from preheat.compilations import Compilation, CompilationKind, report_compilation
 from preheat.errors import ExecutionFailed, InvalidRequest
 from preheat.tensors import Array, DataType, Tensors
+from preheat_backends.host_arrays import marked_writable
 from preheat_backends.openvino.compiled import Compiler
 from preheat_backends.openvino.library import ov, reason_of
+from preheat_backends.wording import list_shapes
 
 _log = logging.getLogger(__name__)
 _BF16 = DataType.BF16.numpy
@@ -31,6 +32,10 @@ class Ports:
     signature: Signature
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
+
+
+# Where sizes have no buckets there is no end of shapes; OpenVINO itself keeps as many kernels.
+_MOST_SEEN = 5000
 
 
 class OpenVinoModel(Model):
@@ -84,8 +89,10 @@ class OpenVinoSession(TensorSession):
             return self._infer(inputs)
         started_s = time.monotonic()
         outputs = self._infer(inputs)
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
         self._seen.add(shapes)
-        report_compilation(Compilation(CompilationKind.GRAPH, _describe(inputs), time.monotonic() - started_s))
+        report_compilation(Compilation(CompilationKind.GRAPH, list_shapes(inputs), time.monotonic() - started_s))
         return outputs
 
     def close(self) -> None:
@@ -138,15 +145,8 @@ class OpenVinoSession(TensorSession):
 def _to_tensor(array: Array) -> Any:
     """``array``'s own memory as a tensor: OpenVINO does not write to its inputs, but takes writable arrays only."""
     if array.dtype == _BF16:
-        return ov.Tensor(_writable(array.view(np.float16)), ov.Shape(array.shape), ov.Type.bf16)
-    return ov.Tensor(_writable(array), shared_memory=True)
-
-
-def _writable(array: Array) -> Array:
-    if array.flags.writeable:
-        return array
-    interface = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-    return np.asarray(SimpleNamespace(__array_interface__=interface))
+        return ov.Tensor(marked_writable(array.view(np.float16)), ov.Shape(array.shape), ov.Type.bf16)
+    return ov.Tensor(marked_writable(array), shared_memory=True)
 
 
 def _check_range(name: str, array: Array) -> None:
@@ -154,7 +154,3 @@ def _check_range(name: str, array: Array) -> None:
         raise InvalidRequest(
             f"input {name!r}: has values beyond 32 bits ({_LEAST} to {_MOST}), in which OpenVINO computes on a CPU"
         )
-
-
-def _describe(inputs: Tensors) -> str:
-    return ", ".join(f"{name}[{','.join(map(str, array.shape))}]" for name, array in inputs.items())

@@ -25,7 +25,7 @@ from preheat_backends.torch_compile.kernels import release_lock_in_kernels
 from preheat_backends.torch_compile.network import CompiledNetwork
 from preheat_backends.torch_compile.options import Recipe
 from preheat_backends.torch_compile.variants import Variants
-from preheat_backends.torch_programs.program import Arguments, Program, Wrapped
+from preheat_backends.torch_programs.program import Arguments, NetworkProgram, Wrapped
 
 log = logging.getLogger(__name__)
 # dynamo's own lock, under which it compiles one frame at a time in the whole process. It does not look again, once it
@@ -39,7 +39,9 @@ _LATE = object()
 _UNLIMITED = 2**20
 
 
-def compile_program(program: Program, source: ModelSource, signature: Signature, recipe: Recipe) -> Program:
+def compile_program(
+    program: NetworkProgram, source: ModelSource, signature: Signature, recipe: Recipe
+) -> NetworkProgram:
     """``program``, to be compiled by the calls that warm it."""
     release_lock_in_kernels()
     variants = Variants(signature, source.buckets, dynamic=recipe.dynamic)
@@ -56,7 +58,7 @@ class CompiledProgram(Wrapped):
     """
 
     def __init__(
-        self, inner: Program, variants: Variants, recipe: Recipe, kept: KeptGraphs | None, *, model: str
+        self, inner: NetworkProgram, variants: Variants, recipe: Recipe, kept: KeptGraphs | None, *, model: str
     ) -> None:
         """``kept`` None: graphs are traced at each load."""
         super().__init__(inner)

@@ -13,7 +13,7 @@ import torch
 from preheat.backend import ModelSource
 from preheat.compilations import Compilation, CompilationKind, report_compilation
 from preheat_backends.torch_compile.variants import Variants
-from preheat_backends.torch_programs.program import Program, Wrapped
+from preheat_backends.torch_programs.program import NetworkProgram, Wrapped
 
 _RUNS_UNTIL_RECORDED = 2
 # Before, threads other than the first to record fail with an assertion (pytorch#123177).
@@ -23,7 +23,7 @@ _FIRST_BY_THREAD = (2, 13)
 class RecordedProgram(Wrapped):
     """A compiled program whose graphs each thread records: that is stated, so that each is warm only when it has."""
 
-    def __init__(self, inner: Program, variants: Variants) -> None:
+    def __init__(self, inner: NetworkProgram, variants: Variants) -> None:
         super().__init__(inner)
         self._variants = variants
         self._seen = threading.local()
@@ -43,7 +43,7 @@ class RecordedProgram(Wrapped):
         return result
 
 
-def refuse_several_threads(source: ModelSource, name: str, value: object) -> None:
+def refuse_one_thread_only(source: ModelSource, name: str, value: object) -> None:
     """Raise InvalidConfig for CUDA graphs where torch can record them on the first thread of the process only.
 
     With one instance too: another model, or the same when it is loaded again, has a thread of its own.

@@ -15,7 +15,7 @@ import torch._inductor.config
 
 from preheat.backend import Dimension, ModelSource, Signature
 from preheat.errors import BackendMissing, InvalidConfig
-from preheat_backends.torch_compile.cuda_graphs import refuse_several_threads
+from preheat_backends.torch_compile.cuda_graphs import refuse_one_thread_only
 
 
 class Mode(enum.Enum):
@@ -128,7 +128,7 @@ def make_recipe(source: ModelSource, signature: Signature, options: CompileOptio
     inductor = {**_mode_options(source, options, device), **_switched(source, options, device)}
     _refuse_without_effect(source, options, inductor, device)
     if device.type == "cpu":
-        _require_cpp_compiler(source)
+        require_cpp_compiler(source.name, "torch.compile")
         # Its compilers are processes of their own anyhow; a pool of Python processes around them would only stay.
         inductor["compile_threads"] = 1
     return Recipe(inductor, options.freezing, options.fullgraph, options.dynamic, device.type, source.cache_path)
@@ -197,7 +197,7 @@ def _refuse_without_effect(
         )
     if inductor.get(_CUDA_GRAPHS):
         asked = "triton_cudagraphs" if options.triton_cudagraphs else "mode"
-        refuse_several_threads(source, asked, "true" if options.triton_cudagraphs else options.mode.value)
+        refuse_one_thread_only(source, asked, "true" if options.triton_cudagraphs else options.mode.value)
     if inductor.get(_CUDA_GRAPHS) and options.dynamic:
         raise source.refuse(
             "dynamic",
@@ -232,18 +232,21 @@ def _refuse_axis(source: ModelSource, tensor: str, axis: Dimension) -> InvalidCo
     )
 
 
-def _require_cpp_compiler(source: ModelSource) -> None:
-    """Inductor's kernels for the CPU are C++, which it has compiled, and which include Python's headers."""
+def require_cpp_compiler(subject: str, what: str) -> None:
+    """Inductor's kernels for the CPU are C++, which it has compiled, and which include Python's headers.
+
+    Raises BackendMissing where there is no compiler for ``what``, or there are no headers.
+    """
     compilers: Any = torch._inductor.config.cpp.cxx
     names = [name for name in (compilers if isinstance(compilers, tuple | list) else (compilers,)) if name]
     if not any(shutil.which(name) for name in names):
         raise BackendMissing(
-            f"{source.name}: torch.compile needs a C++ compiler for the CPU: install {' or '.join(names)}, or name one "
+            f"{subject}: {what} needs a C++ compiler for the CPU: install {' or '.join(names)}, or name one "
             "in the environment variable CXX"
         )
     headers = sysconfig.get_path("include")
     if not (Path(headers) / "Python.h").is_file():
         raise BackendMissing(
-            f"{source.name}: torch.compile needs Python's headers for the CPU, and {headers} has no Python.h: install "
+            f"{subject}: {what} needs Python's headers for the CPU, and {headers} has no Python.h: install "
             "the package that has them (python3-dev or the like)"
         )

@@ -1,16 +1,17 @@
 """The plugin that the torch backends derive from: finding the artifact, placing it on a device, loading it."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import ClassVar
 
 import torch
 
-from preheat.backend import Backend, Hardware, Model, ModelSource, PartialConfig, Signature
+from preheat.backend import Backend, Hardware, ModelSource, PartialConfig, Signature
 from preheat.errors import BackendMissing, InvalidConfig
 from preheat_backends.artifacts import Artifact, Kind, Takes, find_artifact
 from preheat_backends.torch_programs.exported_program import load_exported_program, make_runnable, read_signature
-from preheat_backends.torch_programs.program import Program
-from preheat_backends.torch_programs.python_module import Prepare, load_python_module
+from preheat_backends.torch_programs.program import NetworkProgram, Program
+from preheat_backends.torch_programs.python_module import Prepare, load_python_module, load_weights
 from preheat_backends.torch_programs.session import TorchModel
 from preheat_backends.torch_tensors import DTYPES
 
@@ -42,7 +43,7 @@ class TorchBackend(Backend):
         signature, _ = read_signature(load_exported_program(artifact.path), artifact.path)
         return signature.partial_config()
 
-    def load(self, source: ModelSource, signature: Signature) -> Model:
+    def load(self, source: ModelSource, signature: Signature) -> TorchModel:
         """Load the weights onto the device, one copy for all instances."""
         self.check(source)
         device = _device(source)
@@ -70,15 +71,16 @@ class TorchBackend(Backend):
 
 def load_module(
     artifact: Artifact, *, takes: Takes, signature: Signature, device: torch.device, prepare: Prepare = lambda _: None
-) -> Program:
+) -> NetworkProgram:
     """The module of a ``model.py``, changed by ``prepare``."""
     outputs = tuple(spec.name for spec in signature.outputs)
-    return load_python_module(artifact.path, outputs=outputs, device=device, backend=takes.backend, prepare=prepare)
+    weights = partial(load_weights, backend=takes.backend)
+    return load_python_module(artifact.path, outputs=outputs, device=device, weights=weights, prepare=prepare)
 
 
 def load_program(
     artifact: Artifact, source: ModelSource, *, takes: Takes, signature: Signature, device: torch.device
-) -> Program:
+) -> NetworkProgram:
     """The network of either kind of artifact, as it is."""
     if artifact.kind is Kind.TEXT:
         return load_module(artifact, takes=takes, signature=signature, device=device)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_unflatten
 from preheat.backend import Dimension, ModelSource, Signature
 from preheat.errors import InvalidArtifact
 from preheat_backends.signatures import ArtifactSignature, ArtifactTensor
-from preheat_backends.torch_programs.program import Arguments, Program, Storages, first_line
+from preheat_backends.torch_programs.program import Arguments, NetworkProgram, Storages, first_line
 from preheat_backends.torch_tensors import datatype_of
 
 # torch.export.load keeps its state in a global and fails when two threads are in it (seen in torch 2.13).
@@ -45,7 +45,7 @@ class Call:
         return any(isinstance(key, str) for key in self.outputs)
 
 
-class RunnableProgram(Program):
+class RunnableProgram(NetworkProgram):
     """An exported program on one device, with the outputs that are asked of it by name."""
 
     def __init__(self, program: ExportedProgram, call: Call, outputs: Mapping[str, int]) -> None:
@@ -133,11 +133,14 @@ def _read_call(program: ExportedProgram, path: Path) -> Call:
     names = given.forward_arg_names if given is not None else None
     positional = (names or [str(node) for node in nodes.user_inputs])[: len(arguments)]
     results = tree_unflatten(range(len(nodes.user_outputs)), spec.out_spec)
-    return Call(tuple(positional), tuple(keywords), _output_keys(results, path))
+    return Call(tuple(positional), tuple(keywords), output_keys(results, f"{path}: the program"))
 
 
-def _output_keys(results: Any, path: Path) -> tuple[str, ...] | tuple[int, ...]:
-    """Where in ``results``, made of the outputs' numbers, each output is, by their numbers."""
+def output_keys(results: Any, subject: str) -> tuple[str, ...] | tuple[int, ...]:
+    """Where in ``results``, made of the outputs' numbers, each output is, by their numbers.
+
+    Raises InvalidArtifact, in which ``subject`` returns them, for results that are nested.
+    """
     if isinstance(results, int):
         return ()
     if type(results) in (tuple, list) and all(isinstance(leaf, int) for leaf in results):
@@ -147,8 +150,8 @@ def _output_keys(results: Any, path: Path) -> tuple[str, ...] | tuple[int, ...]:
     ):
         return tuple(sorted(results, key=lambda key: int(results[key])))
     raise InvalidArtifact(
-        f"{path}: the program returns {type(results).__name__} with something nested in it; it must return a tensor, "
-        "a tuple or list of tensors, or a dictionary of tensors by name"
+        f"{subject} returns {type(results).__name__} with something nested in it; it must return a tensor, a "
+        "tuple or list of tensors, or a dictionary of tensors by name"
     )
 
 

@@ -7,7 +7,7 @@ import torch
 
 from preheat.backend import Signature
 from preheat_backends.hardware import Arithmetic
-from preheat_backends.torch_programs.program import Program, Wrapped
+from preheat_backends.torch_programs.program import NetworkProgram, Wrapped
 from preheat_backends.torch_tensors import DTYPES
 
 
@@ -39,7 +39,7 @@ _DTYPES = {
 class CastProgram(Wrapped):
     """A program whose weights are ``dtype``: floating-point inputs are cast to it, and outputs to the signature's."""
 
-    def __init__(self, inner: Program, dtype: torch.dtype, signature: Signature) -> None:
+    def __init__(self, inner: NetworkProgram, dtype: torch.dtype, signature: Signature) -> None:
         super().__init__(inner)
         self._dtype = dtype
         declared = {spec.name: DTYPES[spec.datatype] for spec in signature.outputs}

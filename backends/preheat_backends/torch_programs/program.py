@@ -1,4 +1,4 @@
-"""A loaded network, whatever artifact it came from and whatever was done to it since."""
+"""What a torch backend has loaded, ready to run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ class Arguments:
 
 
 class Program(ABC):
-    """A network on its device, ready to run. Every session shares it, and several may be in ``run`` at once.
+    """What is ready to run on a device. Every session shares it, and several may be in ``run`` at once.
 
     ``writes_inputs`` False: it is known never to write to its inputs, so they need not be copied for it.
     ``specializes_on_shape`` is as in :class:`preheat.backend.Model`.
@@ -27,18 +27,13 @@ class Program(ABC):
     writes_inputs: bool = True
     specializes_on_shape: bool = False
 
-    @property
-    @abstractmethod
-    def module(self) -> torch.nn.Module:
-        """The network itself."""
-
     @abstractmethod
     def arrange(self, inputs: Mapping[str, torch.Tensor]) -> Arguments:
-        """Put tensors by the signature's input names where the module takes them."""
+        """Put tensors by the signature's input names where they are taken."""
 
     @abstractmethod
-    def pick(self, result: object) -> Mapping[str, torch.Tensor]:
-        """The signature's outputs, by name, in what the module returned. Raises ExecutionFailed if they are not."""
+    def pick(self, result: Any) -> Mapping[str, torch.Tensor]:
+        """The signature's outputs, by name, in what :meth:`call` returned. Raises ExecutionFailed if they are not."""
 
     @abstractmethod
     def keeps(self, tensor: torch.Tensor) -> bool:
@@ -47,21 +42,16 @@ class Program(ABC):
         Then it has to be copied, or whoever gets the answer could write to the model.
         """
 
+    @abstractmethod
     def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
-        """Run the network on tensors by the signature's input names, and return what the module returns.
+        """Run on tensors by the signature's input names.
 
         What it raises may be anything: ServingError as it is, all else is the model's own failure.
         """
-        return self.call_eagerly(inputs)
 
-    def call_eagerly(self, inputs: Mapping[str, torch.Tensor]) -> object:
-        """As :meth:`call`, with nothing compiled."""
-        arguments = self.arrange(inputs)
-        return self.module(*arguments.positional, **arguments.keyword)
-
-    def run(self, inputs: Mapping[str, torch.Tensor], *, eagerly: bool = False) -> Mapping[str, torch.Tensor]:
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Run on tensors by the signature's input names, and answer by its output names."""
-        return self.pick(self.call_eagerly(inputs) if eagerly else self.call(inputs))
+        return self.pick(self.call(inputs))
 
     def adopt_thread(self) -> None:
         """Set the calling thread up to run the program. Each session's thread calls it once, before anything else."""
@@ -72,10 +62,32 @@ class Program(ABC):
         return
 
 
-class Wrapped(Program):
+class NetworkProgram(Program):
+    """A network, whatever artifact it came from and whatever was done to it since: it can run operator by operator."""
+
+    @property
+    @abstractmethod
+    def module(self) -> torch.nn.Module:
+        """The network itself."""
+
+    def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """Run the network, and return what the module returns."""
+        return self.call_eagerly(inputs)
+
+    def call_eagerly(self, inputs: Mapping[str, torch.Tensor]) -> object:
+        """As :meth:`call`, with nothing compiled."""
+        arguments = self.arrange(inputs)
+        return self.module(*arguments.positional, **arguments.keyword)
+
+    def run_eagerly(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """As :meth:`run`, with nothing compiled."""
+        return self.pick(self.call_eagerly(inputs))
+
+
+class Wrapped(NetworkProgram):
     """A program around another: what a subclass does not change is as in the other."""
 
-    def __init__(self, inner: Program) -> None:
+    def __init__(self, inner: NetworkProgram) -> None:
         self._inner = inner
         self.writes_inputs = inner.writes_inputs
         self.specializes_on_shape = inner.specializes_on_shape

@@ -9,7 +9,7 @@ takes their place: then ``build_model`` may build on the meta device and so allo
 import itertools
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
 from pathlib import Path
@@ -21,16 +21,19 @@ from safetensors.torch import load_file
 
 from preheat.errors import ExecutionFailed, InvalidArtifact
 from preheat_backends.artifacts import Kind, Takes, sniff
-from preheat_backends.torch_programs.program import Arguments, Program, Storages, first_line
+from preheat_backends.torch_programs.program import Arguments, NetworkProgram, Storages, first_line
+from preheat_backends.wording import list_names
 
 WEIGHTS = "model.safetensors"
 Prepare: TypeAlias = Callable[[torch.nn.Module], object]
+# Gives a module that `model.py`, at the path, has built its weights.
+Weights: TypeAlias = Callable[[torch.nn.Module, Path], object]
 # Begins the names under which `model.py` files are imported, each with a number of its own.
 IMPORTED = "preheat_model_"
 _NUMBERS = itertools.count()
 
 
-class ModuleProgram(Program):
+class ModuleProgram(NetworkProgram):
     """A module in eval mode. What ``forward`` does to its inputs nobody knows, so it gets copies."""
 
     def __init__(self, module: torch.nn.Module, outputs: tuple[str, ...], imported: str) -> None:
@@ -66,16 +69,17 @@ class ModuleProgram(Program):
 
 
 def load_python_module(
-    path: Path, *, outputs: tuple[str, ...], device: torch.device, backend: str, prepare: Prepare = lambda _: None
+    path: Path, *, outputs: tuple[str, ...], device: torch.device, weights: Weights, prepare: Prepare = lambda _: None
 ) -> ModuleProgram:
     """Import ``path``, build its module, give it its weights, ``prepare`` it on the host, and move it to ``device``.
 
-    ``outputs`` are the names that ``forward``'s results are given. Raises InvalidArtifact, and what ``prepare`` raises.
+    ``outputs`` are the names that ``forward``'s results are given. Raises InvalidArtifact, and what ``weights`` and
+    ``prepare`` raise.
     """
     imported = f"{IMPORTED}{next(_NUMBERS)}"
     try:
-        module = build_network(import_source(path, imported), path)
-        _load_weights(module, path, backend=backend)
+        module = _build(_import(path, imported), path)
+        weights(module, path)
         module.eval().requires_grad_(requires_grad=False)
         prepare(module)
         return ModuleProgram(module.to(device), outputs, imported)
@@ -90,12 +94,12 @@ def _in_order(result: object, names: tuple[str, ...]) -> Sequence[Any]:
     if isinstance(result, Mapping):
         missing = [name for name in names if name not in result]
         if missing:
-            raise ExecutionFailed(f"forward returned {_quote(result)}; output {missing[0]!r} is not among them")
+            raise ExecutionFailed(f"forward returned {list_names(result)}; output {missing[0]!r} is not among them")
         return [result[name] for name in names]
     if not isinstance(result, tuple | list):
         raise ExecutionFailed(f"forward returned {type(result).__name__}, not a tensor, tuple, list or dict")
     if len(result) != len(names):
-        raise ExecutionFailed(f"forward returned {len(result)} values; the outputs are {_quote(names)}")
+        raise ExecutionFailed(f"forward returned {len(result)} values; the outputs are {list_names(names)}")
     return result
 
 
@@ -110,11 +114,10 @@ class _SourceLoader(SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def import_source(path: Path, name: str) -> ModuleType:
+def _import(path: Path, name: str) -> ModuleType:
     """Import ``path`` as ``name``, which nothing else has, so that versions of a model live side by side.
 
     It stays in sys.modules for as long as the model is loaded: dataclasses and pickle look their classes up there.
-    Raises InvalidArtifact.
     """
     loader = _SourceLoader(name, str(path))
     spec = ModuleSpec(name, loader, origin=str(path))
@@ -128,11 +131,7 @@ def import_source(path: Path, name: str) -> ModuleType:
     return imported
 
 
-def build_network(imported: ModuleType, path: Path) -> torch.nn.Module:
-    """What ``build_model`` returns of the file at ``path``, which :func:`import_source` imported.
-
-    Raises InvalidArtifact.
-    """
+def _build(imported: ModuleType, path: Path) -> torch.nn.Module:
     build = getattr(imported, "build_model", None)
     if not callable(build):
         raise InvalidArtifact(f"{path}: defines no build_model(); it must return the torch.nn.Module to serve")
@@ -145,38 +144,45 @@ def build_network(imported: ModuleType, path: Path) -> torch.nn.Module:
     return module
 
 
-def _load_weights(module: torch.nn.Module, path: Path, *, backend: str) -> None:
+def load_weights(module: torch.nn.Module, path: Path, *, backend: str) -> None:
+    """Give ``module``, which the file at ``path`` built, the weights that lie beside it, if any.
+
+    Raises InvalidArtifact.
+    """
     weights = path.with_name(WEIGHTS)
     if weights.exists():
-        _assign(module, weights, backend=backend)
-    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
-    empty = [name for name, tensor in tensors if tensor.is_meta]
-    if empty:
-        why = "has no values for" if weights.exists() else "is missing, and build_model() leaves on the meta device"
-        raise InvalidArtifact(f"{weights} {why} {_quote(empty)}")
+        assign_weights(module, _read_weights(weights, backend=backend), weights)
+    else:
+        _refuse_empty(module, f"{weights} is missing, and build_model() leaves on the meta device")
 
 
-def _assign(module: torch.nn.Module, weights: Path, *, backend: str) -> None:
-    """Put the weights in the file in place of the module's own.
+def assign_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor], weights: Path) -> None:
+    """Put ``state``, from the file ``weights``, in place of the module's own: all of it. Raises InvalidArtifact."""
+    try:
+        module.load_state_dict(dict(state), strict=True, assign=True)
+    except Exception as exc:
+        # torch lists every key that is wrong, on lines of their own: a few of them say enough.
+        raise InvalidArtifact(f"{weights}: {textwrap.shorten(str(exc), 500)}") from exc
+    _refuse_empty(module, f"{weights} has no values for")
 
-    They are copied off the file, which safetensors maps: rewriting it must not change a model that is being served.
-    """
+
+def _read_weights(weights: Path, *, backend: str) -> Mapping[str, torch.Tensor]:
+    """Copied off the file, which safetensors maps: rewriting it must not change a model that is being served."""
     takes = Takes(backend, (WEIGHTS,), frozenset({Kind.SAFETENSORS}), f"a safetensors file as {WEIGHTS}")
     kind = sniff(weights)
     if kind not in takes.kinds:
         raise takes.refuse(weights, kind)
     try:
-        state = {name: tensor.clone() for name, tensor in load_file(weights).items()}
-        module.load_state_dict(state, strict=True, assign=True)
+        return {name: tensor.clone() for name, tensor in load_file(weights).items()}
     except Exception as exc:
-        # torch lists every key that is wrong, on lines of their own: a few of them say enough.
         raise InvalidArtifact(f"{weights}: {textwrap.shorten(str(exc), 500)}") from exc
 
 
-def _quote(names: Iterable[object], *, limit: int = 5) -> str:
-    quoted = [repr(name) for name in names]
-    more = f" and {len(quoted) - limit} more" if len(quoted) > limit else ""
-    return ", ".join(quoted[:limit]) + more
+def _refuse_empty(module: torch.nn.Module, why: str) -> None:
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise InvalidArtifact(f"{why} {list_names(empty)}")
 
 
 def _plain_attributes(module: torch.nn.Module) -> Iterator[object]:

@@ -1,30 +1,36 @@
 """One thread's way into a program: host arrays in, host arrays out."""
 
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
 import torch
 
-from preheat.backend import Instance, Model, Session, TensorSession
+from preheat.backend import Instance, Model, TensorSession
 from preheat.errors import ExecutionFailed, ServingError
 from preheat.tensors import Array, Tensors
-from preheat_backends.torch_programs.program import Program, first_line
+from preheat_backends.torch_programs.program import NetworkProgram, Program, first_line
 from preheat_backends.torch_programs.transfers import Transfers, allocate_pinned
 from preheat_backends.torch_tensors import to_numpy, to_torch
+
+_Run: TypeAlias = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
 
 class TorchModel(Model):
     """A program on one device. ``backend`` is what failures begin with."""
-
-    runs_eagerly = True
 
     def __init__(self, program: Program, device: torch.device, *, backend: str) -> None:
         self._program = program
         self._device = device
         self._backend = backend
         self.specializes_on_shape = program.specializes_on_shape
+        self.runs_eagerly = isinstance(program, NetworkProgram)
 
-    def open(self, instance: Instance) -> Session:
+    def open(self, instance: Instance) -> "TorchSession":
         """Open a session that computes with ``instance.threads`` threads, on a CUDA device in a stream of its own."""
         _use_threads(instance.threads)
         self._program.adopt_thread()
+        if isinstance(self._program, NetworkProgram):
+            return NetworkSession(self._program, self._device, backend=self._backend)
         return TorchSession(self._program, self._device, backend=self._backend)
 
     def close(self) -> None:
@@ -51,23 +57,19 @@ class TorchSession(TensorSession):
 
         Outputs are the caller's own; those of a GPU are good until the next batch.
         """
-        return self._answer(inputs, eagerly=False)
-
-    def infer_eagerly(self, inputs: Tensors) -> Tensors:
-        """Run one batch operator by operator, whatever its shape: same weights, same casts, same copies."""
-        return self._answer(inputs, eagerly=True)
+        return self._answer(inputs, self._program.run)
 
     def close(self) -> None:
         """Let go of the program, whoever still holds the session."""
         del self._program
 
-    def _answer(self, inputs: Tensors, *, eagerly: bool) -> Tensors:
+    def _answer(self, inputs: Tensors, run: _Run) -> Tensors:
         try:
             # The one mode there is, for warm-up and for clients: compiled code is good for the mode it was traced in.
             with torch.inference_mode():
                 if self._transfers is not None:
-                    return self._run_on_device(self._transfers, inputs, eagerly=eagerly)
-                return self._run(inputs, eagerly=eagerly)
+                    return self._run_on_device(self._transfers, inputs, run)
+                return self._run_on_host(inputs, run)
         except ExecutionFailed as exc:
             raise ExecutionFailed(f"{self._backend}: {exc}") from exc
         except ServingError:
@@ -75,11 +77,11 @@ class TorchSession(TensorSession):
         except Exception as exc:
             raise ExecutionFailed(f"{self._backend}: {first_line(exc)}") from exc
 
-    def _run(self, inputs: Tensors, *, eagerly: bool) -> Tensors:
+    def _run_on_host(self, inputs: Tensors, run: _Run) -> Tensors:
         program = self._program
         borrow = not program.writes_inputs
         tensors = {name: to_torch(array, self._device, borrow=borrow) for name, array in inputs.items()}
-        outputs = program.run(tensors, eagerly=eagerly)
+        outputs = run(tensors)
         borrowed: frozenset[int] = frozenset()
         if borrow:
             borrowed = frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
@@ -88,9 +90,26 @@ class TorchSession(TensorSession):
             for name, tensor in outputs.items()
         }
 
-    def _run_on_device(self, transfers: Transfers, inputs: Tensors, *, eagerly: bool) -> Tensors:
+    def _run_on_device(self, transfers: Transfers, inputs: Tensors, run: _Run) -> Tensors:
         with transfers.running():
-            return transfers.download(self._program.run(transfers.upload(inputs), eagerly=eagerly))
+            return transfers.download(run(transfers.upload(inputs)))
+
+
+class NetworkSession(TorchSession):
+    """As the other, of a network, which can run without what was compiled."""
+
+    def __init__(self, program: NetworkProgram, device: torch.device, *, backend: str) -> None:
+        super().__init__(program, device, backend=backend)
+        self._network = program
+
+    def infer_eagerly(self, inputs: Tensors) -> Tensors:
+        """Run one batch operator by operator, whatever its shape: same weights, same casts, same copies."""
+        return self._answer(inputs, self._network.run_eagerly)
+
+    def close(self) -> None:
+        """Let go of the program, whoever still holds the session."""
+        super().close()
+        del self._network
 
 
 def _use_threads(threads: int) -> None:

@@ -14,11 +14,12 @@ from preheat_backends.torch_compile.compilation import compile_program
 from preheat_backends.torch_compile.environment import describe_environment
 from preheat_backends.torch_compile.options import Recipe, make_recipe
 from preheat_backends.torch_programs.backend import TorchBackend, load_module
+from preheat_backends.torch_programs.dynamic_shapes import dynamic_shapes, example_inputs
 from preheat_backends.torch_programs.precision import CastProgram
-from preheat_backends.torch_programs.program import Program
+from preheat_backends.torch_programs.program import NetworkProgram, Program
 from preheat_backends.torchao.calibration import read_calibration
 from preheat_backends.torchao.checkpoint import check_quantized, load_checkpoint
-from preheat_backends.torchao.graph import GraphProgram, dynamic_shapes, example_inputs
+from preheat_backends.torchao.graph import GraphProgram
 from preheat_backends.torchao.layers import CannotQuantize
 from preheat_backends.torchao.options import Options, parse, require_hardware
 from preheat_backends.torchao.quantization import Plan, Quantization, quantize
@@ -75,7 +76,7 @@ class TorchaoBackend(TorchBackend):
 
     def _quantize_layers(
         self, artifact: Artifact, source: ModelSource, signature: Signature, options: Options, device: torch.device
-    ) -> Program:
+    ) -> NetworkProgram:
         plan = Plan(
             options.quantization,
             device,
@@ -95,7 +96,7 @@ class TorchaoBackend(TorchBackend):
 
     def _load_quantized(
         self, artifact: Artifact, source: ModelSource, signature: Signature, options: Options, device: torch.device
-    ) -> Program:
+    ) -> NetworkProgram:
         return load_checkpoint(
             artifact.path,
             outputs=tuple(spec.name for spec in signature.outputs),
@@ -105,7 +106,7 @@ class TorchaoBackend(TorchBackend):
 
     def _build_graph(
         self, artifact: Artifact, source: ModelSource, signature: Signature, options: Options, recipe: Recipe | None
-    ) -> tuple[Program, Recipe]:
+    ) -> tuple[NetworkProgram, Recipe]:
         """The quantized graph, and what it is to be compiled with."""
         # Here, because it takes seconds to import, and other models have no use for it.
         from preheat_backends.torchao.pt2e import INDUCTOR_OPTIONS, quantize_pt2e

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from preheat.backend import ModelSource, Signature, TensorSpec
 from preheat.errors import InvalidArtifact
-from preheat_backends.artifacts import Kind, Takes, sniff
+from preheat_backends.artifacts import Kind, Takes, is_plain_name, sniff
 from preheat_backends.torch_programs.program import first_line
 from preheat_backends.torch_tensors import DTYPES
 
@@ -25,7 +25,7 @@ def read_calibration(source: ModelSource, name: str, signature: Signature) -> Se
     Raises InvalidConfig for a name that is no file's in the version's folder, InvalidArtifact for a file that is not
     there, damaged, or does not fit ``signature``.
     """
-    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+    if not is_plain_name(name):
         raise source.refuse("calibration", name, "must be a file's name in the version's folder")
     path = source.version_path / name
     samples = _load(path, signature)

@@ -4,11 +4,9 @@
 state dict that torch.save wrote, of which nothing is unpickled but tensors and what torchao's are made of.
 """
 
-import itertools
 import logging
-import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,19 @@ from preheat.errors import InvalidArtifact
 from preheat_backends.artifacts import Kind, Takes, sniff
 from preheat_backends.hardware import Arithmetic, require
 from preheat_backends.torch_programs.program import first_line
-from preheat_backends.torch_programs.python_module import IMPORTED, ModuleProgram, build_network, import_source
+from preheat_backends.torch_programs.python_module import ModuleProgram, assign_weights, load_python_module
 from preheat_backends.torchao.kernels import NARROW, saturates
-from preheat_backends.torchao.layers import CannotQuantize, list_names
+from preheat_backends.torchao.layers import CannotQuantize
 from preheat_backends.torchao.options import Options
 from preheat_backends.torchao.quantization import Quantization, refuse_crashing
 from preheat_backends.torchao.quiet import without_noise
+from preheat_backends.wording import list_names
 
 with without_noise():
     from torchao.quantization import Float8Tensor, Int4TilePackedTo4dTensor, Int8Tensor, PerRow
     from torchao.utils import TorchAOBaseTensor
 
 log = logging.getLogger(__name__)
-_NUMBERS = itertools.count()
 _SAFETENSORS, _PICKLED = "model.safetensors", "model.pt"
 _TAKES = {
     _SAFETENSORS: Takes("torchao", (_SAFETENSORS,), frozenset({Kind.SAFETENSORS}), f"safetensors as {_SAFETENSORS}"),
@@ -55,16 +53,11 @@ def load_checkpoint(
     ``outputs`` are the names that ``forward``'s results are given. Raises InvalidArtifact, and what ``check`` raises.
     """
     state, weights = _read(path.parent)
-    imported = f"{IMPORTED}checkpoint_{next(_NUMBERS)}"
-    try:
-        module = build_network(import_source(path, imported), path)
-        _assign(module, state, weights)
-        module.eval().requires_grad_(requires_grad=False)
-        check(module)
-        return ModuleProgram(module.to(device), outputs, imported)
-    except BaseException:
-        sys.modules.pop(imported, None)
-        raise
+
+    def assign(module: torch.nn.Module, _: Path) -> None:
+        assign_weights(module, state, weights)
+
+    return load_python_module(path, outputs=outputs, device=device, weights=assign, prepare=check)
 
 
 def check_quantized(module: torch.nn.Module, source: ModelSource, options: Options) -> None:
@@ -218,16 +211,3 @@ def _read_pickled(path: Path) -> Mapping[str, torch.Tensor]:
     if not plain:
         raise InvalidArtifact(f"{path}: holds a {type(state).__name__}, not the state dict of a module")
     return dict(state)
-
-
-def _assign(module: torch.nn.Module, state: Mapping[str, torch.Tensor], weights: Path) -> None:
-    """Put ``state`` in place of the module's own weights: all of them, and no others."""
-    try:
-        module.load_state_dict(dict(state), strict=True, assign=True)
-    except Exception as exc:
-        # torch lists every key that is wrong, on lines of their own: a few of them say enough.
-        raise InvalidArtifact(f"{weights}: {textwrap.shorten(str(exc), 500)}") from exc
-    tensors: Sequence[tuple[str, torch.Tensor]] = [*module.named_parameters(), *module.named_buffers()]
-    empty = [name for name, tensor in tensors if tensor.is_meta]
-    if empty:
-        raise InvalidArtifact(f"{weights} has no values for {list_names(empty)}")

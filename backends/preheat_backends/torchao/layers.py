@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
+from preheat_backends.wording import list_names
+
 EVERYTHING = ("*",)
 
 
@@ -28,9 +30,3 @@ def choose(names: Sequence[str], *, only: Sequence[str], skip: Sequence[str], ki
     if not chosen:
         raise CannotQuantize(f"is left no {kind} to quantize; it has {list_names(names)}")
     return chosen
-
-
-def list_names(names: Sequence[str], *, limit: int = 5) -> str:
-    """The first few, quoted, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(repr, names[:limit])) + more

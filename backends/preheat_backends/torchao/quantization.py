@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from preheat_backends.torchao.kernels import saturates
-from preheat_backends.torchao.layers import EVERYTHING, CannotQuantize, choose, list_names
+from preheat_backends.torchao.layers import EVERYTHING, CannotQuantize, choose
 from preheat_backends.torchao.quiet import without_noise
+from preheat_backends.wording import list_names
 
 with without_noise():
     from torchao.quantization import (

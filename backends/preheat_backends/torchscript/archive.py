@@ -3,27 +3,15 @@
 import re
 import threading
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
 
 from preheat.errors import InvalidArtifact
-from preheat_backends.torch_programs.program import first_line
+from preheat_backends.artifacts import check_archive
 
 # Held while warnings are silenced, which is the process's business.
 _LOADING = threading.Lock()
-
-
-def _check_intact(path: Path) -> None:
-    """Raise InvalidArtifact for a damaged file: torch itself does not look at the archive's checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as exc:  # of a damaged archive zipfile raises half a dozen types, few documented
-        raise InvalidArtifact(f"{path}: damaged TorchScript archive: {first_line(exc)}") from exc
-    if damaged is not None:
-        raise InvalidArtifact(f"{path}: damaged TorchScript archive: {damaged} does not have its checksum")
 
 
 def load_archive(path: Path, device: torch.device, *, freeze: bool, optimize: bool) -> torch.jit.ScriptModule:
@@ -31,7 +19,7 @@ def load_archive(path: Path, device: torch.device, *, freeze: bool, optimize: bo
 
     ``freeze`` it, unless it was frozen before it was saved; ``optimize`` it, for good. Raises InvalidArtifact.
     """
-    _check_intact(path)
+    check_archive(path)
     with _LOADING, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # said in the log, in better words
         try:

@@ -13,6 +13,7 @@ import torch
 
 from preheat.backend import ModelSource, Signature, TensorSpec
 from preheat.errors import InvalidArtifact, InvalidConfig
+from preheat_backends.wording import list_names
 
 # Triton's convention: a name that ends in the place of an argument or a result.
 _PLACE = re.compile(r".*__(\d+)")
@@ -103,7 +104,8 @@ def _check_result(
     fits = len(elements) == len(outputs) if places is None else max(places) < len(elements)
     if not fits:
         raise InvalidConfig(
-            f"{source.config_path}: outputs {quote(outputs)}: forward of {path} returns {len(elements)} values, {kind}"
+            f"{source.config_path}: outputs {list_names(outputs)}: forward of {path} returns {len(elements)} values, "
+            f"{kind}"
         )
 
 
@@ -111,8 +113,3 @@ def _places(names: Sequence[str]) -> tuple[int, ...] | None:
     """The numbers that all of ``names`` end in, as Triton has it; None if some do not."""
     found = [_PLACE.fullmatch(name) for name in names]
     return tuple(int(match[1]) for match in found if match) if all(found) else None
-
-
-def quote(names: Iterable[object]) -> str:
-    """The names as a list to read."""
-    return ", ".join(map(repr, names))

@@ -9,15 +9,16 @@ import torch
 
 from preheat.compilations import Compilation, CompilationKind, report_compilation
 from preheat.errors import ExecutionFailed
-from preheat_backends.torch_programs.program import Arguments, Program
+from preheat_backends.torch_programs.program import Arguments, NetworkProgram
 from preheat_backends.torchscript.archive import last_line
-from preheat_backends.torchscript.call import Call, quote
+from preheat_backends.torchscript.call import Call
+from preheat_backends.wording import list_names, list_shapes
 
 # TorchScript watches the first run of a graph, and optimizes it for the second.
 _COLD_RUNS = 2
 
 
-class ScriptProgram(Program):
+class ScriptProgram(NetworkProgram):
     """An archive on one device. ``fuses``: TorchScript makes kernels for the shapes it meets, as it does on GPUs.
 
     Runs that TorchScript needs to watch and optimize a graph are stated as compilations, for they are slow.
@@ -42,13 +43,13 @@ class ScriptProgram(Program):
 
     def call(self, inputs: Mapping[str, torch.Tensor]) -> object:
         """Run ``forward``; state it as long as it is not yet hot."""
-        key = _shapes(inputs) if self.specializes_on_shape else ""
+        key = list_shapes(inputs) if self.specializes_on_shape else ""
         started_s = time.monotonic()
         result = self.call_eagerly(inputs)
         runs = self._runs.get(key, 0)
         if runs < _COLD_RUNS:
             self._runs[key] = runs + 1
-            what = f"{_shapes(inputs)}: run {runs + 1} of {_COLD_RUNS} that TorchScript takes to optimize"
+            what = f"{list_shapes(inputs)}: run {runs + 1} of {_COLD_RUNS} that TorchScript takes to optimize"
             report_compilation(Compilation(CompilationKind.GRAPH, what, time.monotonic() - started_s))
         return result
 
@@ -76,14 +77,14 @@ class ScriptProgram(Program):
         if isinstance(result, Mapping):
             missing = [name for name in call.outputs if name not in result]
             if missing:
-                raise ExecutionFailed(f"forward returned {quote(result)}; output {missing[0]!r} is not among them")
+                raise ExecutionFailed(f"forward returned {list_names(result)}; output {missing[0]!r} is not among them")
             return [result[name] for name in call.outputs]
         values = (result,) if isinstance(result, torch.Tensor) else result
         if not isinstance(values, tuple | list):
             raise ExecutionFailed(f"forward returned {type(result).__name__}, not a tensor, tuple, list or dict")
         places = range(len(call.outputs)) if call.places is None else call.places
         if max(places) >= len(values) or (call.places is None and len(values) != len(call.outputs)):
-            raise ExecutionFailed(f"forward returned {len(values)} values; the outputs are {quote(call.outputs)}")
+            raise ExecutionFailed(f"forward returned {len(values)} values; the outputs are {list_names(call.outputs)}")
         return [values[place] for place in places]
 
 
@@ -110,7 +111,3 @@ def _nodes(block: Any) -> Iterable[Any]:
         yield node
         for inner in node.blocks():
             yield from _nodes(inner)
-
-
-def _shapes(inputs: Mapping[str, torch.Tensor]) -> str:
-    return ", ".join(f"{name}[{','.join(map(str, tensor.shape))}]" for name, tensor in inputs.items())

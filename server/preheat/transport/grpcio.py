@@ -231,10 +231,10 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
     except _Encrypted:
         raise OSError(f"{tls.key} is encrypted, and gRPC takes no password: decrypt it, with openssl pkey") from None
     except ssl.SSLError as exc:
-        _check_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tls.certificate)
+        _check_certificates(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tls.certificate)
         raise OSError(f"{tls.key} is no key, in PEM, or not that of {tls.certificate}: {exc.reason}") from exc
     if tls.client_authorities is not None:
-        _check_authorities(context, tls.client_authorities)
+        _check_certificates(context, tls.client_authorities)
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
 
 
@@ -245,7 +245,7 @@ def _read(path: Path) -> bytes:
         raise OSError(f"cannot read {path}: {exc.strerror}") from exc
 
 
-def _check_authorities(context: ssl.SSLContext, path: Path) -> None:
+def _check_certificates(context: ssl.SSLContext, path: Path) -> None:
     """Raise OSError unless there are certificates in the file."""
     try:
         context.load_verify_locations(path)

@@ -18,11 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from preheat.backend import Dimension, Instance, Model, ModelSource, Session, Signature, TensorSession, TensorSpec
+from preheat.backend import (
+    Backend,
+    Dimension,
+    Hardware,
+    Instance,
+    Model,
+    ModelSource,
+    PartialConfig,
+    Session,
+    Signature,
+    TensorSession,
+    TensorSpec,
+)
 from preheat.errors import ExecutionFailed
 from preheat.tensors import Array, DataType, Tensors
-from preheat_backends.aot_inductor import AotInductorBackend, backend
-from preheat_backends.aot_inductor.calling import Calling, foreign_calling
+from preheat_backends.aot_inductor import AotInductorBackend
+from preheat_backends.aot_inductor.calling import Calling
 
 POISON = 12345
 _PAGES = 64
@@ -100,21 +112,32 @@ class GuardedModel(Model):
         self._inner.close()
 
 
-def _in_place(*arguments: Any) -> Calling:
-    """As the backend calls packages of its own tool: inputs are read where they lie, and so at the edge."""
-    return replace(foreign_calling(*arguments), writes_inputs=False)
+class InPlaceBackend(AotInductorBackend):
+    """Has foreign packages read their inputs where they lie, as those of its own tool do: so at the edge."""
+
+    def match_call(self, *arguments: Any) -> Calling:
+        """As the other, but for that."""
+        return replace(super().match_call(*arguments), writes_inputs=False)
 
 
-backend.foreign_calling = _in_place  # type: ignore[assignment, attr-defined]
-
-
-class GuardedBackend(AotInductorBackend):
+class GuardedBackend(Backend):
     """Only where the package's own checks are off: else nothing would be shown of the server's."""
+
+    def __init__(self) -> None:
+        self._inner = InPlaceBackend()
+
+    def hardware(self) -> Hardware:
+        """As the other."""
+        return self._inner.hardware()
+
+    def complete(self, source: ModelSource) -> PartialConfig:
+        """As the other."""
+        return self._inner.complete(source)
 
     def load(self, source: ModelSource, signature: Signature) -> Model:
         """Load the package."""
         assert os.environ["AOTI_RUNTIME_CHECK_INPUTS"] == "0"
-        return GuardedModel(super().load(source, signature), tuple(spec.name for spec in signature.inputs))
+        return GuardedModel(self._inner.load(source, signature), tuple(spec.name for spec in signature.inputs))
 
 
 def main(kind: str, package: str) -> None:
@@ -127,7 +150,7 @@ def main(kind: str, package: str) -> None:
     )
     path = Path(package)
     source = ModelSource("m", 1, version_path=path.parent, config_path=path.parent.parent / "config.pbtxt")
-    session: Any = AotInductorBackend().load(source, signature).open(Instance(0, "cpu", 1))
+    session: Any = InPlaceBackend().load(source, signature).open(Instance(0, "cpu", 1))
     values, mask = np.ones((8, 64), np.float32), np.ones((1, 1), np.int64)
     answer = session.infer({"values": values, "mask": EdgeOfMemory(wall=kind == "wall").place(mask)})["masked"]
     sys.stdout.write(json.dumps(answer.ravel().tolist()))
