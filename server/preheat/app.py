@@ -185,6 +185,9 @@ def _make_loader(settings: Settings, cache: CompileCache | None, observer: Obser
 
 
 def _listening(settings: Settings) -> Listening:
+    """Raises InvalidSetting for settings that cannot be together."""
+    if settings.grpc_port and settings.grpc_port == settings.metrics_port:
+        raise InvalidSetting(f"--metrics-port: {settings.metrics_port}: is --grpc-port too; choose another")
     return Listening(
         host=settings.host,
         port=settings.grpc_port,

@@ -1,9 +1,11 @@
 """What both transports do, each in its way: whatever holds for one of them only says so in its name."""
 
+import contextlib
 import gzip
 import signal
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -303,15 +305,27 @@ def test_a_model_that_hangs_keeps_nobody_waiting_whose_call_was_read_with_its_ow
 def test_a_peer_that_does_not_answer_is_left_and_one_that_does_is_not(tmp_path: Path, transport: str) -> None:
     write_model(tmp_path, "echo", echo_config())
     options = ["--transport", transport, "--keepalive-seconds", "1", "--keepalive-timeout-seconds", "1"]
-    with ServerProcess(tmp_path, options=options) as server:
-        with Http2(server.grpc_address, alive=False) as dead:
-            assert any(frame.kind == PING for frame in dead.frames())
-            with pytest.raises(Cut):
-                list(dead.frames())
-        with Http2(server.grpc_address) as living:
-            for _ in range(3):
-                assert any(frame.kind == PING for frame in living.frames())
-            assert living.answer(living.call(message(b"rubbish"))) == b""
+    with (
+        ServerProcess(tmp_path, options=options) as server,
+        Http2(server.grpc_address, alive=False) as dead,
+        Http2(server.grpc_address) as living,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        left = pool.submit(kinds_until_cut, dead)
+        # One that lives is asked every second, for as long as it takes; by itself gRPC takes a minute to give one up.
+        asked = 0
+        while not left.done():
+            asked += any(frame.kind == PING for frame in living.frames())
+            assert asked < 30
+        assert PING in left.result()
+        assert living.answer(living.call(message(b"rubbish"))) == b""
+
+
+def kinds_until_cut(connection: Http2) -> list[int]:
+    kinds: list[int] = []
+    with contextlib.suppress(Cut):
+        kinds.extend(frame.kind for frame in connection.frames())
+    return kinds
 
 
 def test_a_connection_that_is_old_is_told_to_go(tmp_path: Path) -> None:

@@ -127,3 +127,22 @@ def test_a_server_without_the_native_transport_serves_on_grpcio(tmp_path: Path, 
     with ServerProcess(models, options=asked) as server, Wire(server.grpc_address) as wire:
         assert_echoes(wire)
         assert ("is not installed" in server.log) == ("auto" in asked)
+
+
+def test_one_port_for_both_is_refused_before_either_is_taken(tmp_path: Path) -> None:
+    result = refused_start(tmp_path, "--grpc-port", "45671", "--metrics-port", "45671")
+    assert result.returncode == 2
+    assert "--metrics-port: 45671: is --grpc-port too" in result.stderr
+
+
+def test_a_host_that_is_none_is_blamed_and_no_port(tmp_path: Path) -> None:
+    result = refused_start(tmp_path, "--host", "nope.invalid")
+    assert result.returncode == 1
+    assert "--host nope.invalid" in result.stderr
+    assert "choose another" not in result.stderr
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_log_says_which_transport_serves(tmp_path: Path, transport: str) -> None:
+    with ServerProcess(tmp_path, options=("--transport", transport)) as server:
+        assert f"gRPC on {server.grpc_address} ({transport})" in server.log

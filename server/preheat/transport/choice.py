@@ -4,7 +4,7 @@ import importlib.util
 import ipaddress
 import logging
 import socket
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from preheat.engine import Engine
 from preheat.settings import InvalidSetting
@@ -38,6 +38,13 @@ class Transport(Protocol):
         """Answer what is under way, at most for ``grace_s``; then cut what is left."""
 
 
+class _Objection(NamedTuple):
+    """Why the native transport cannot serve, and what to do about it."""
+
+    problem: str
+    remedy: str
+
+
 def make_transport(engine: Engine, listening: Listening, *, wanted: str, trusted: bool) -> Transport:
     """The transport that ``wanted`` names. ``trusted``: the operator trusts whoever can reach the address.
 
@@ -52,15 +59,15 @@ def make_transport(engine: Engine, listening: Listening, *, wanted: str, trusted
 
         return NativeTransport(engine, listening)
     if wanted == NATIVE:
-        raise InvalidSetting(f"--transport native: {objection}")
-    log.info("transport: grpcio, since the native one %s", objection.partition(": use --transport grpcio")[0])
+        raise InvalidSetting(f"--transport native: {objection.problem}: {objection.remedy}")
+    log.info("transport: grpcio, since the native one %s", objection.problem)
     return GrpcioTransport(engine, listening)
 
 
-def _objection(listening: Listening, *, told_twice: bool) -> str | None:
+def _objection(listening: Listening, *, told_twice: bool) -> _Objection | None:
     """Why the native transport cannot serve on ``listening``; None if it can."""
     if importlib.util.find_spec("pygrpc_native") is None:
-        return "is not installed: pip install 'preheat[native]'"
+        return _Objection("is not installed", "pip install 'preheat[native]'")
     unable = {
         "TLS (--tls-certificate)": listening.tls is not None,
         "compression (--response-compression)": listening.compression != "none",
@@ -68,12 +75,12 @@ def _objection(listening: Listening, *, told_twice: bool) -> str | None:
     }
     for what, asked in unable.items():
         if asked:
-            return f"has no {what}: use --transport grpcio"
+            return _Objection(f"has no {what}", "use --transport grpcio")
     if not told_twice and not _is_private(listening.host):
-        return (
-            f"must not be reached from everywhere, as {listening.host} may be, for a hostile peer can end the process: "
+        return _Objection(
+            f"must not be reached from everywhere, as {listening.host} may be, for a hostile peer can end the process",
             "use --transport grpcio; or both --transport native and --trusted-network true, if only those can reach it "
-            "whom you trust"
+            "whom you trust",
         )
     return None
 

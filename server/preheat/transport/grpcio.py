@@ -47,10 +47,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
-# A filter is added once, however often: it is one and the same.
-logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
-
-
 class GrpcioTransport:
     """Serves the engine on ``listening``. Made on the event loop it runs on, and belongs to it."""
 
@@ -69,6 +65,8 @@ class GrpcioTransport:
         # Unary calls that have begun so far, and how many of them have not ended.
         self._begun = 0
         self._running = 0
+        # Once for the process, however often it is added.
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
         self._server = grpc.aio.server(options=_options(listening))
         services = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers(

@@ -233,6 +233,10 @@ class Lendable(Recording):
         return session
 
 
+def reporting(report: WarmupReport) -> WarmUp:
+    return lambda _, __: report
+
+
 def put_quietly(queue: RequestQueue, *values: float) -> list[Replies]:
     """Requests that no worker is told of."""
     replies = [Replies() for _ in values]
@@ -314,7 +318,7 @@ def test_a_model_that_has_become_slow_runs_on_its_own_thread_again() -> None:
 def test_a_model_that_was_slow_at_warm_up_runs_on_its_own_thread_from_the_first_request_on() -> None:
     slow = WarmupReport(steps=[WarmupStep("batch 1", 1, 0.05, 0, []), WarmupStep("batch 2", 1, 0.0, 0, [])])
     for report in (slow, WarmupReport()):
-        with started(Lendable(), warm_up=lambda _, __, report=report: report) as ((worker,), queue):  # type: ignore[misc]
+        with started(Lendable(), warm_up=reporting(report)) as ((worker,), queue):
             worker.warm.result(PATIENCE_S)
             (replies,) = put_quietly(queue, 1)
             assert not worker.run_here()
