@@ -96,6 +96,10 @@ class DoubleModel(Model):
         self._signature = signature
         self._closed = threading.Event()
 
+    def can_have(self, instances: int, threads: int) -> bool:  # noqa: ARG002 - any number
+        """Sessions share nothing but what never changes."""
+        return True
+
     def open(self, instance: Instance) -> Session:  # noqa: ARG002 - a real backend takes its device and threads from it
         """Open a session that counts its own executions."""
         echo = _Echo(self._parameters, self._signature, self._closed)

@@ -44,6 +44,9 @@ def to_torch(array: Array, device: torch.device, *, borrow: bool) -> torch.Tenso
     stream: until that is done the array must stay as it is.
     """
     bits = array.view(np.int16) if array.dtype == _BF16 else array
+    if 1 in bits.shape:
+        # Of an axis of size 1 numpy leaves the stride at whatever it was; packages are particular about it.
+        bits = bits.reshape(-1).reshape(bits.shape)
     host = torch.from_numpy(marked_writable(bits) if borrow or device.type != "cpu" else bits.copy())
     if array.dtype == _BF16:
         host = host.view(torch.bfloat16)

@@ -14,19 +14,24 @@ from pathlib import Path
 
 from preheat import __version__
 from preheat.cache import CompileCache, open_cache
-from preheat.engine import Engine, Phase
+from preheat.engine import Control, Engine, Phase
 from preheat.errors import BackendMissing
 from preheat.memory.cuda import load_driver
 from preheat.memory.regions import Regions
+from preheat.models.departures import Departures
+from preheat.models.following import Follower
 from preheat.models.lifecycle import State
 from preheat.models.loader import Loader, LoadLimits
 from preheat.models.manager import Job, ModelManager
 from preheat.models.precompilation import Precompiler
 from preheat.models.registry import Registry, VersionState
+from preheat.models.swapping import Swapper
 from preheat.plugins import load_backend
+from preheat.repository.arrival import remove_leftovers
 from preheat.repository.scan import BrokenModel, ModelFolder, scan
+from preheat.repository.watching import Watcher, stamp_models
 from preheat.settings import InvalidSetting, Settings
-from preheat.telemetry.events import Event, Observer, StateChanged, broadcast
+from preheat.telemetry.events import Event, ModelSettled, Observer, StateChanged, broadcast
 from preheat.telemetry.gpu import GpuCollector
 from preheat.telemetry.log_lines import log_event
 from preheat.telemetry.machine import MachineCollector
@@ -52,35 +57,61 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._started_s = time.monotonic()
+        # Whether all was tried that was there at the start, and whether it was said that all came up.
+        self._loaded = False
+        self._told_ready = False
         self._statistics = Statistics()
         self._health_changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         observer = broadcast(self._statistics.observe, rare=(log_event, self._notice))
         self._registry = Registry(observer=observer)
         self._cache = open_cache(settings.cache_dir, max_bytes=settings.cache_max_bytes)
+        departures = Departures(self._registry, observer=observer)
+        loader = _make_loader(settings, self._cache, observer)
         self._manager = ModelManager(
             self._registry,
-            _make_loader(settings, self._cache, observer),
+            Swapper(self._registry, loader, departures, keep_s=settings.rollback_seconds, observer=observer),
+            departures,
             repositories=settings.repositories,
             concurrency=settings.load_concurrency,
             observer=observer,
         )
-        explicit = settings.model_control_mode == "explicit"
+        control = Control(settings.model_control_mode)
         self._regions = Regions(load_driver()) if settings.allow_client_shm else None
         self._engine = Engine(
             self._registry,
             self._manager,
             self._statistics,
             name=settings.id,
-            explicit_control=explicit,
+            control=control,
             regions=self._regions,
+            uploads=settings.allow_model_upload,
         )
         self._transport = make_transport(
             self._engine, _listening(settings), wanted=settings.transport, trusted=settings.trusted_network
         )
+        if settings.allow_model_upload and (removed := remove_leftovers(settings.repositories)):
+            log.info("removed %d versions that were being received when a server ended", removed)
+        # Before they are read: what changes from then on is seen.
+        self._watches = control is Control.WATCH
+        stamps = stamp_models(settings.repositories) if self._watches else {}
         # Every model is declared before a client can ask, so that none is unknown and the server is not ready.
         self._found = scan(settings.repositories)
-        self._jobs: list[Job] = self._manager.declare(_wanted(settings, self._found))
+        restless = {name for name, stamp in stamps.items() if not stamp.rests(settings.settle_seconds)}
+        if restless:
+            log.info("not loaded until their files have come to rest: %s", ", ".join(sorted(restless)))
+        at_rest = {name: folder for name, folder in self._found.items() if name not in restless}
+        self._jobs: list[Job] = self._manager.declare(_wanted(settings, at_rest))
+        self._registry.wait_for(restless)
+        self._follower = Follower(self._manager.refresh, concurrency=settings.load_concurrency)
+        self._watcher = Watcher(
+            settings.repositories,
+            known={name: stamp for name, stamp in stamps.items() if name not in restless},
+            tell=self._follower.tell,
+            settle_s=settings.settle_seconds,
+            poll_s=settings.repository_poll_seconds,
+        )
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Serve until ``stop`` is set, then stop in order. Whether every session and load has ended.
@@ -106,7 +137,8 @@ class Server:
             await stop.wait()
             hanging = await self._stop()
             health.cancel()
-            return loading.done() and not hanging and not self._transport.blocked
+            busy = self._transport.blocked or self._follower.busy
+            return loading.done() and not hanging and not busy
         finally:
             metrics.close()
             self._close_cache()
@@ -119,22 +151,27 @@ class Server:
             log.warning("compile cache: what is left of this run is removed at the next start: %s", exc)
 
     async def _load(self) -> None:
-        started_s = time.monotonic()
         # Not the loop's own executor: ending the loop waits for that, and a load cannot be interrupted.
         executor = ThreadPoolExecutor(1, thread_name_prefix="repository")
         await self._loop.run_in_executor(executor, _import_backends, self._found.values())
         await self._loop.run_in_executor(executor, self._manager.load, self._jobs)
-        seconds = time.monotonic() - started_s
-        rows = self._registry.index()
-        failed = [_subject(row) for row in rows if row.state is State.FAILED]
-        handles = self._registry.handles()
-        if failed:
+        if self._watches:
+            self._watcher.start()
+        failed = [_subject(row) for row in self._registry.index() if row.state is State.FAILED]
+        if failed and not self._registry.all_ready():
             log.error(
                 "not ready: %d model versions are hot after %.1f s and served, but these failed: %s",
-                len(handles), seconds, ", ".join(failed),
+                len(self._registry.handles()), time.monotonic() - self._started_s, ", ".join(failed),
             )  # fmt: skip
-        else:
-            log.info("ready: %d model versions are hot after %.1f s", len(handles), seconds)
+        self._loaded = True
+        self._tell_when_ready()
+
+    def _tell_when_ready(self) -> None:
+        """Log that all came up, once."""
+        if self._loaded and not self._told_ready and self._registry.all_ready():
+            self._told_ready = True
+            seconds = time.monotonic() - self._started_s
+            log.info("ready: %d model versions are hot after %.1f s", len(self._registry.handles()), seconds)
 
     async def _stop(self) -> int:
         """Not ready, go on serving for a while, refuse the rest, drain, answer what is left, free.
@@ -149,6 +186,8 @@ class Server:
             await asyncio.sleep(self._settings.lame_duck_seconds)
         log.info("stopping: refusing new requests, finishing accepted ones within %.1f s", limit_s)
         self._engine.enter(Phase.STOPPING)
+        await asyncio.to_thread(self._watcher.close)
+        self._follower.close()
         try:
             unloaded = await asyncio.to_thread(self._manager.unload_all, limit_s)
         finally:
@@ -164,9 +203,10 @@ class Server:
             await self._health_changed.wait()
             self._health_changed.clear()
             self._transport.refresh_health()
+            self._tell_when_ready()
 
     def _notice(self, event: Event) -> None:
-        if isinstance(event, StateChanged):
+        if isinstance(event, StateChanged | ModelSettled):
             self._loop.call_soon_threadsafe(self._health_changed.set)
 
     def _waiting(self) -> Mapping[tuple[str, int], int]:

@@ -278,6 +278,14 @@ class Model(ABC):
     specializes_on_shape: bool = False
     runs_eagerly: bool = False
 
+    def can_have(self, instances: int, threads: int) -> bool:
+        """Whether it could have been loaded for so many ``instances`` on its device, of so many ``threads`` each.
+
+        Then their number changes while it serves; else it is loaded once more, beside itself. Any thread.
+        """
+        del instances, threads
+        return False
+
     @abstractmethod
     def open(self, instance: Instance) -> Session:
         """Open a session.

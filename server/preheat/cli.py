@@ -15,6 +15,7 @@ from preheat.cache_command import add_cache_commands
 from preheat.errors import BackendMissing, ServingError
 from preheat.model_commands import add_model_commands
 from preheat.plugins import backend_names, extras_of, load_backend
+from preheat.repo_command import add_repo_commands
 from preheat.settings import (
     InvalidSetting,
     configure_logging,
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     backends = _add_command(commands, "backends", "list the backends and what they found here", _BACKENDS)
     backends.set_defaults(run=_run_backends)
     add_cache_commands(commands)
+    add_repo_commands(commands)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 import enum
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import preheat
@@ -23,12 +24,15 @@ from preheat.messages import (
     ModelMetadata,
     ModelStatistics,
     ServerMetadata,
+    VersionReport,
 )
 from preheat.models.handle import Handle
 from preheat.models.lifecycle import State
-from preheat.models.manager import ModelManager
+from preheat.models.manager import NO_FILES, ModelManager
 from preheat.models.registry import Registry, VersionState
 from preheat.protocol import model_config_pb2 as pb
+from preheat.reports import version_reports
+from preheat.repository.arrival import Arrival, PushedFile
 from preheat.scheduling.pending import Pending, Reply
 from preheat.sharing import share
 from preheat.telemetry.statistics import Statistics, VersionStatistics
@@ -41,6 +45,8 @@ SHARED_MEMORY_EXTENSIONS = ("system_shared_memory",)
 CUDA_SHARED_MEMORY_EXTENSIONS = ("cuda_shared_memory",)
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 
+_NO_UPLOADS = "clients may send no models; start the server with --allow-model-upload true"
+
 # The index has Triton's words for our states.
 _INDEX_STATES = {
     State.LOADING: "LOADING",
@@ -51,6 +57,14 @@ _INDEX_STATES = {
 }
 # A key that clients may send with any request; it only has a meaning on streams.
 _EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+
+
+class Control(enum.Enum):
+    """When models are loaded and unloaded: as the repositories change and clients ask, as they ask, or at the start."""
+
+    WATCH = "watch"
+    EXPLICIT = "explicit"
+    NONE = "none"
 
 
 class Phase(enum.Enum):
@@ -93,16 +107,18 @@ class Engine:
         statistics: Statistics,
         *,
         name: str,
-        explicit_control: bool,
+        control: Control,
         regions: Regions | None = None,
+        uploads: bool = False,
     ) -> None:
-        """``regions`` None: clients may share no memory."""
+        """``regions`` None: clients may share no memory. ``uploads``: they may send models."""
+        self._uploads = uploads
         self._regions = regions
         self._registry = registry
         self._manager = manager
         self._statistics = statistics
         self._name = name
-        self._explicit_control = explicit_control
+        self._control = control
         self._phase = Phase.SERVING
 
     def submit(self, request: InferRequest, reply: Reply, *, wake: bool = True) -> Ticket | None:
@@ -147,7 +163,7 @@ class Engine:
     def server_metadata(self) -> ServerMetadata:
         """The server's name, version and extensions."""
         self._refuse_when_stopping()
-        extensions = EXTENSIONS + (CONTROL_EXTENSIONS if self._explicit_control else ())
+        extensions = EXTENSIONS + (() if self._control is Control.NONE else CONTROL_EXTENSIONS)
         if self._regions is not None:
             extensions += SHARED_MEMORY_EXTENSIONS
             extensions += CUDA_SHARED_MEMORY_EXTENSIONS if self._regions.has_cuda else ()
@@ -201,18 +217,53 @@ class Engine:
             )
         return self._regions
 
-    def load(self, model: str) -> None:
+    def load(self, model: str, *, config: str | None = None, files: Mapping[str, bytes] = NO_FILES) -> None:
         """Load a model from its repository, as it is now; returns when it is READY.
 
-        Blocks. Raises Unavailable unless control is explicit, ModelNotFound, and LoadFailed.
+        ``config``, a ModelConfig in JSON, stands for its own until it is loaded otherwise, as do ``files``, by
+        VERSION/NAME, for all of its files. Blocks. Raises Unavailable, Unsupported, InvalidRequest, ModelNotFound, and
+        LoadFailed.
         """
-        self._refuse_unless_explicit("load")
-        self._manager.load_model(model)
+        self._refuse_without_control("load")
+        if files and not self._uploads:
+            raise Unsupported(f"load parameter 'file:{next(iter(files))}': {_NO_UPLOADS}")
+        if files and config is None:
+            raise InvalidRequest("load parameter 'file': needs 'config', for which the files are")
+        self._manager.load_model(model, config, files)
 
     def unload(self, model: str) -> None:
         """Serve a model no more; requests in flight are finished. Blocks. Raises Unavailable, ModelNotFound."""
-        self._refuse_unless_explicit("unload")
+        self._refuse_without_control("unload")
         self._manager.unload_model(model)
+
+    def reports(self) -> list[VersionReport]:
+        """What an operator wants to know of every version."""
+        self._refuse_when_stopping()
+        return version_reports(self._registry, self._statistics, self._manager.names_on_disk())
+
+    def rollback(self, model: str) -> str:
+        """Serve what was served before; what was done. Blocks. Raises Unavailable, ModelNotFound, LoadFailed."""
+        self._refuse_without_control("rollback")
+        return self._manager.roll_back(model)
+
+    def begin_push(self, model: str, version: int, files: Sequence[PushedFile], config: str | None) -> Arrival:
+        """Begin to receive a version; the caller writes to it, and then calls :meth:`finish_push`, or abandons it.
+
+        Blocks. Raises Unsupported, AlreadyExists, InvalidRequest, and OSError.
+        """
+        self._refuse_when_stopping()
+        if not self._uploads:
+            raise Unsupported(_NO_UPLOADS)
+        return self._manager.receive(model, version, files, config)
+
+    def finish_push(self, arrival: Arrival) -> str:
+        """Check what was received and put it into the repository, to be served if that is watched; what became of it.
+
+        Blocks until it is served. Raises InvalidRequest, AlreadyExists, LoadFailed, and OSError.
+        """
+        arrival.check()
+        self._refuse_when_stopping()
+        return self._manager.place(arrival.model, arrival.place, load=self._control is Control.WATCH)
 
     def _submit(self, request: InferRequest, reply: Reply, *, wake: bool) -> Ticket:
         self._refuse_when_stopping()
@@ -240,11 +291,11 @@ class Engine:
         if self._phase is Phase.STOPPING:
             raise ServerStopping("GRPC server is shutting down and has stopped accepting new requests.")
 
-    def _refuse_unless_explicit(self, what: str) -> None:
+    def _refuse_without_control(self, what: str) -> None:
         self._refuse_when_stopping()
-        if not self._explicit_control:
+        if self._control is Control.NONE:
             raise Unavailable(
-                f"explicit model {what} is not allowed; start the server with --model-control-mode explicit"
+                f"explicit model {what} is not allowed; start the server with --model-control-mode watch or explicit"
             )
 
 

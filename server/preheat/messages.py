@@ -162,3 +162,26 @@ class ModelMetadata:
     platform: str
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReport:
+    """A model version as an operator sees it; ``version`` None: the model could not be tried, or was not yet.
+
+    ``load_s`` is from LOADING to READY, of which the slowest instance's warm-up took ``warmup_s``; ``memory_bytes`` is
+    by how much the process grew meanwhile. ``requests`` were answered, ``failures`` got an error, since the server
+    started. ``note`` says what is worth knowing of one that serves.
+    """
+
+    model: str
+    version: int | None
+    state: str
+    reason: str = ""
+    backend: str = ""
+    buckets: str = ""
+    load_s: float | None = None
+    warmup_s: float | None = None
+    memory_bytes: int | None = None
+    requests: int = 0
+    failures: int = 0
+    note: str = ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-CONTROL_MODES = ("none", "explicit")
+CONTROL_MODES = ("watch", "explicit", "none")
 TRANSPORTS = ("grpcio", "native", "auto")
 COMPRESSIONS = ("none", "low", "medium", "high")
 # A protobuf message, and so a gRPC message, cannot be larger.
@@ -168,12 +168,33 @@ class Settings:
     )
     id: str = _setting("preheat", _text, "the server's name in its metadata")
     model_control_mode: str = _setting(
-        "none",
+        "watch",
         _one_of(*CONTROL_MODES),
-        "none: load every model once, at the start; explicit: load --load-models, and what clients ask for by RPC",
+        "watch: load every model at the start, and later what changes in the repositories, and what clients ask for by "
+        "RPC; explicit: load --load-models, and what clients ask for by RPC; none: load every model, at the start only",
     )
     load_models: str = _setting(
         "", _names, "with explicit control, the models to load at the start, separated by commas"
+    )
+    allow_model_upload: bool = _setting(
+        False,  # noqa: FBT003 - it is the value
+        _switch,
+        "true: clients may send models, which is code that the server runs: by the load RPC, and by preheat repo push",
+    )
+    settle_seconds: float = _setting(
+        1.0,
+        _seconds,
+        "how long files must not have changed before they are loaded; what arrives by a rename is at once",
+    )
+    repository_poll_seconds: float = _setting(
+        15.0,
+        _second_or_more,
+        "how often all of the repositories is looked through for changes, beside what the file system tells of them",
+    )
+    rollback_seconds: float = _setting(
+        300.0,
+        _seconds,
+        "how long what was replaced stays in memory, if there is room, to be rolled back to in one step; 0: not at all",
     )
     load_concurrency: int = _setting(
         max(1, min(4, os.cpu_count() or 1)), _count, "how many model versions are loaded at a time"

@@ -197,11 +197,22 @@ def _control_parameters() -> Iterator[ControlCase]:
     yield from _parameters(unload, "unload_dependents", right="bool_param", says="expected bool_param")
     for key in ("colour", "", "UNLOAD_DEPENDENTS", "config"):
         yield from _parameters(unload, key, right=None, says="unrecognized unload parameter")
-    overrides = {"config": "string_param", "file:1/x": "bytes_param", "file:../../evil.py": "bytes_param"}
-    for key, kind in overrides.items():
-        parameters = {key: pb.ModelRepositoryParameter(**{kind: _VALUES[kind]})}
+    for key in ("file:1/x", "file:../../evil.py"):
+        parameters = {key: pb.ModelRepositoryParameter(bytes_param=b"")}
         request = request_of(load, model_name="echo", parameters=parameters)
-        yield ControlCase(load, f"{key!r}, which is not offered", request, UNIMPLEMENTED, (f"'{key}'",))
+        yield ControlCase(load, f"{key!r}, which is not allowed", request, UNIMPLEMENTED, (key, "--allow-model-upload"))
+    for text in _NO_CONFIGURATIONS:
+        parameters = {"config": pb.ModelRepositoryParameter(string_param=text)}
+        request = request_of(load, model_name="echo", parameters=parameters)
+        yield ControlCase(load, f"config {text!r}", request, INVALID, ("load parameter 'config'",))
+
+
+# No ModelConfig in JSON, or none that can be.
+_NO_CONFIGURATIONS = (
+    "", "{", "[]", "null", "backend: double", '{"backend": 1}', '{"unknown": 1}', '{"max_batch_size": 4}', "{" * 500,
+    '{"backend": "double", "max_batch_size": -1}', '{"backend": "double", "name": "../echo"}', "\0", "{}" * 2,
+    '{"backend": "double", "parameters": {"preheat.what": {"string_value": "1"}}}',
+)  # fmt: skip
 
 
 def _others() -> Iterator[ControlCase]:

@@ -136,9 +136,12 @@ class ServerProcess:
 
 
 def serve_command(*repositories: Path, options: Sequence[str] = ()) -> list[str]:
-    """The command that serves ``repositories``; later options win over the free ports that it begins with."""
-    ports = ("--grpc-port", "0", "--metrics-port", "0")
-    return [sys.executable, "-m", "preheat", "serve", *map(str, repositories), *ports, *options]
+    """The command that serves ``repositories``; later options win over those that it begins with.
+
+    They are free ports, and that what was written just now need not rest first.
+    """
+    usual = ("--grpc-port", "0", "--metrics-port", "0", "--settle-seconds", "0")
+    return [sys.executable, "-m", "preheat", "serve", *map(str, repositories), *usual, *options]
 
 
 def server_environment() -> dict[str, str]:

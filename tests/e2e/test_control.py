@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 pytestmark = pytest.mark.protocol
 
 EXPLICIT = ("--model-control-mode", "explicit")
+NONE = ("--model-control-mode", "none")
 ROWS = np.arange(8, dtype=np.int64).reshape(2, 4)
 
 
@@ -109,9 +110,12 @@ def test_what_is_in_no_repository_cannot_be_loaded_or_unloaded(client: Any) -> N
         client.unload_model("nope")
 
 
-def test_without_explicit_control_nothing_is_loaded_by_rpc(tmp_path: Path) -> None:
+def test_without_control_nothing_is_loaded_by_rpc(tmp_path: Path) -> None:
     write_model(tmp_path, "echo", echo_config())
-    with ServerProcess(tmp_path) as server, grpcclient.InferenceServerClient(server.grpc_address) as client:
+    with (
+        ServerProcess(tmp_path, options=NONE) as server,
+        grpcclient.InferenceServerClient(server.grpc_address) as client,
+    ):
         for control in (client.load_model, client.unload_model):
             with pytest.raises(InferenceServerException, match=r"explicit model .* is not allowed"):
                 control("echo")

@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 pytestmark = pytest.mark.protocol
 
 OPTIONS = ("--model-control-mode", "explicit", "--load-models", "echo")
+NONE = ("--model-control-mode", "none")
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
@@ -109,8 +110,8 @@ def test_a_model_that_was_not_loaded_cannot_be_asked_about(wire: Wire) -> None:
         assert "'spare'" in status.text
 
 
-def test_without_explicit_control_a_load_is_unavailable_however_it_is_asked(repository: Path) -> None:
-    with ServerProcess(repository) as server, Wire(server.grpc_address) as wire:
+def test_without_control_a_load_is_unavailable_however_it_is_asked(repository: Path) -> None:
+    with ServerProcess(repository, options=NONE) as server, Wire(server.grpc_address) as wire:
         for rpc, what in (("RepositoryModelLoad", "load"), ("RepositoryModelUnload", "unload")):
             for name in ("echo", "../echo", ""):
                 status = wire.status(rpc, for_model(rpc, name))

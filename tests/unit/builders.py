@@ -22,18 +22,20 @@ from preheat.backend import (
     TensorSession,
     TensorSpec,
 )
-from preheat.engine import Engine
+from preheat.engine import Control, Engine
 from preheat.memory.staging import allocate_aligned
 from preheat.messages import InferRequest, InputTensor
+from preheat.models.departures import Departures
 from preheat.models.lifecycle import Lifecycle
 from preheat.models.loader import Loader, LoadLimits
 from preheat.models.manager import ModelManager
 from preheat.models.registry import Registry
+from preheat.models.swapping import Swapper
 from preheat.repository.scan import ModelFolder, read_model
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.pending import Admitted, Answer, BatchKey, Pending, Reply
 from preheat.scheduling.queue_policy import Standing
-from preheat.telemetry.events import Event
+from preheat.telemetry.events import Event, Observer
 from preheat.telemetry.statistics import Statistics
 from preheat.tensors import Array, DataType, Tensors, to_raw
 
@@ -116,9 +118,18 @@ class Events:
 
     def __init__(self) -> None:
         self.seen: list[Event] = []
+        self._news = threading.Condition()
 
     def __call__(self, event: Event) -> None:
-        self.seen.append(event)
+        with self._news:
+            self.seen.append(event)
+            self._news.notify_all()
+
+    def wait_for(self, kind: type[EventT]) -> EventT:
+        """The first of its kind, now or later."""
+        with self._news:
+            assert self._news.wait_for(lambda: self.of(kind), PATIENCE_S), self.seen
+            return self.of(kind)[0]
 
     def of(self, kind: type[EventT]) -> list[EventT]:
         return [event for event in self.seen if isinstance(event, kind)]
@@ -189,7 +200,7 @@ class Recorded(TensorSession):
     def infer(self, inputs: Tensors) -> Tensors:
         self._model.note(f"infer {len(inputs['x'])}")
         self._model.do(inputs["x"])
-        return {"y": -inputs["x"]}
+        return {self._model.output: self._model.answer(inputs["x"])}
 
     def close(self) -> None:
         self._model.note("close session")
@@ -199,7 +210,8 @@ class Recorded(TensorSession):
 class Recording(Model):
     """A model that notes what is called and on which thread, and does what a test tells it to.
 
-    ``do`` is called with each batch, ``at_open`` and ``at_close`` as a session is opened and closed.
+    ``do`` is called with each batch, ``at_open`` and ``at_close`` as a session is opened and closed. ``resizes``: it
+    can have any number of instances. ``answer`` makes ``output`` of ``x``.
     """
 
     def __init__(
@@ -209,13 +221,23 @@ class Recording(Model):
         at_open: Callable[[Instance], object] = lambda _: None,
         at_close: Callable[[], object] = lambda: None,
         specializes_on_shape: bool = False,
+        resizes: bool = False,
+        answer: Callable[[Array], Array] = np.negative,
+        output: str = "y",
     ) -> None:
+        self.output = output
+        self.resizes = resizes
+        self.answer = answer
         self.calls: list[tuple[str, int]] = []
         self.instances: list[Instance] = []
         self.do = do
         self.at_open = at_open
         self.at_close = at_close
         self.specializes_on_shape = specializes_on_shape
+
+    def can_have(self, instances: int, threads: int) -> bool:
+        self.note(f"can have {instances} of {threads} threads")
+        return self.resizes
 
     def open(self, instance: Instance) -> Session:
         self.note("open")
@@ -348,5 +370,22 @@ def engine_over(
     registry: Registry, loader: Loader, *repositories: Path, name: str = "cats", control: bool = False
 ) -> Engine:
     """An engine over ``registry``, whose manager loads with ``loader``; ``control`` allows clients to."""
-    manager = ModelManager(registry, loader, repositories=repositories, concurrency=1, observer=lambda _: None)
-    return Engine(registry, manager, Statistics(), name=name, explicit_control=control)
+    manager = manager_of(registry, loader, *repositories)
+    allowed = Control.EXPLICIT if control else Control.NONE
+    return Engine(registry, manager, Statistics(), name=name, control=allowed)
+
+
+def manager_of(
+    registry: Registry,
+    loader: Loader,
+    *repositories: Path,
+    concurrency: int = 1,
+    keep_s: float = 0.0,
+    observer: Observer = lambda _: None,
+) -> ModelManager:
+    """A manager of what is in ``repositories``, which keeps what was replaced for ``keep_s``."""
+    departures = Departures(registry, observer=observer)
+    swapper = Swapper(registry, loader, departures, keep_s=keep_s, observer=observer)
+    return ModelManager(
+        registry, swapper, departures, repositories=repositories, concurrency=concurrency, observer=observer
+    )

@@ -149,7 +149,7 @@ def test_the_server_is_ready_when_every_model_is() -> None:
     registry = Registry(observer=lambda _: None)
     engine = engine_over(registry, loader_of(PlannedBackend(lambda _: Recording())))
     assert engine.ready()
-    registry.begin("m", 1)
+    registry.wait_for(["m"])
     assert not engine.ready()
     assert engine.live()
 

@@ -51,6 +51,8 @@ class AotInductorBackend(TorchBackend):
         description="an AOTInductor package (.pt2), which python -m preheat_backends.aot_inductor.build makes of a "
         "model for the backend 'eager'",
     )
+    # Each instance has a copy of the package's state, made when it is loaded; kernels may have a number in them.
+    any_threads = any_instances = False
 
     def check(self, source: ModelSource) -> None:
         """Refuse unknown parameters, and calls without locks by several instances."""

@@ -82,9 +82,14 @@ class OnnxRuntimeModel(Model):
     ) -> None:
         """``by_shape``: the graph has nodes that CUDA's libraries prepare for each shape."""
         self._session = session
+        self._threads = source.threads
         self._signature = signature
         self._place = None if source.device == "cpu" else Place("cuda", device_index(source))
         self.specializes_on_shape = by_shape and parameters.provider(source) is ExecutionProvider.CUDA
+
+    def can_have(self, instances: int, threads: int) -> bool:  # noqa: ARG002 - any number shares the session
+        """The shared session has its threads for good."""
+        return threads == self._threads
 
     def open(self, instance: Instance) -> Session:  # noqa: ARG002 - device and threads are the shared session's
         """Open a session, which is no more than a way in."""

@@ -60,7 +60,7 @@ class OpenVinoBackend(Backend):
         check_compiled(compiled, source, parameters)
         _tell_limits(model, source, signature)
         varies = any(port.partial_shape.is_dynamic for port in model.inputs)
-        return OpenVinoModel(compiler, compiled, ports, varies=varies)
+        return OpenVinoModel(compiler, compiled, ports, threads=source.threads, varies=varies)
 
 
 def _parse(source: ModelSource) -> Parameters:

@@ -39,17 +39,23 @@ _MOST_SEEN = 5000
 
 
 class OpenVinoModel(Model):
-    """What its instances are compiled from. ``varies``: some axis of some input has no fixed size.
+    """What its instances are compiled from, each for ``threads`` threads.
 
-    ``compiled`` is there for whichever instance comes first. A lock guards it.
+    ``varies``: some axis of some input has no fixed size. ``compiled`` is there for whichever instance comes first; a
+    lock guards it.
     """
 
-    def __init__(self, compiler: Compiler, compiled: Any, ports: Ports, *, varies: bool) -> None:
+    def __init__(self, compiler: Compiler, compiled: Any, ports: Ports, *, threads: int, varies: bool) -> None:
         self._compiler = compiler
+        self._threads = threads
         self._spare = [compiled]
         self._taking = threading.Lock()
         self._ports = ports
         self.specializes_on_shape = varies
+
+    def can_have(self, instances: int, threads: int) -> bool:  # noqa: ARG002 - any number
+        """Each session compiles for itself, for the threads that the model was loaded for."""
+        return threads == self._threads
 
     def open(self, instance: Instance) -> Session:  # noqa: ARG002 - device and threads are the compiler's settings
         """Open a session with a compiled model of its own."""

@@ -31,6 +31,8 @@ class TorchCompileBackend(TorchBackend):
         kinds=frozenset({Kind.EXPORTED_PROGRAM, Kind.TEXT}),
         description="a torch.export program (.pt2) or model.py with model.safetensors",
     )
+    # Kernels for the CPU are compiled for so many.
+    any_threads = False
 
     def check(self, source: ModelSource) -> None:
         """Refuse unknown parameters, and values that they cannot have."""

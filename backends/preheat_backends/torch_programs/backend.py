@@ -17,9 +17,14 @@ from preheat_backends.torch_tensors import DTYPES
 
 
 class TorchBackend(Backend):
-    """Runs a network with torch, in this process. A subclass says what it ``takes``, and makes a program of it."""
+    """Runs a network with torch, in this process. A subclass says what it ``takes``, and makes a program of it.
+
+    ``any_threads``, ``any_instances``: a program that was loaded for some number of them is good for others too.
+    """
 
     takes: ClassVar[Takes]
+    any_threads: ClassVar[bool] = True
+    any_instances: ClassVar[bool] = True
 
     @abstractmethod
     def check(self, source: ModelSource) -> None:
@@ -52,7 +57,9 @@ class TorchBackend(Backend):
         if device.type == "cuda":
             # The weights were copied in this thread's stream; sessions run in others.
             torch.cuda.synchronize(device)
-        return TorchModel(program, device, backend=self.takes.backend)
+        threads = None if self.any_threads else source.threads
+        instances = None if self.any_instances else source.instances
+        return TorchModel(program, device, backend=self.takes.backend, threads=threads, instances=instances)
 
     def _find(self, source: ModelSource) -> Artifact:
         artifact = find_artifact(source, self.takes)

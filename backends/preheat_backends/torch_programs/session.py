@@ -16,14 +16,31 @@ _Run: TypeAlias = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tens
 
 
 class TorchModel(Model):
-    """A program on one device. ``backend`` is what failures begin with."""
+    """A program on one device. ``backend`` is what failures begin with.
 
-    def __init__(self, program: Program, device: torch.device, *, backend: str) -> None:
+    ``threads``, ``instances``: the only number that the program is good for; None: any.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        device: torch.device,
+        *,
+        backend: str,
+        threads: int | None = None,
+        instances: int | None = None,
+    ) -> None:
         self._program = program
+        self._threads = threads
+        self._instances = instances
         self._device = device
         self._backend = backend
         self.specializes_on_shape = program.specializes_on_shape
         self.runs_eagerly = isinstance(program, NetworkProgram)
+
+    def can_have(self, instances: int, threads: int) -> bool:
+        """Sessions set their thread's number, so all that counts is what the program was made for."""
+        return self._threads in (None, threads) and self._instances in (None, instances)
 
     def open(self, instance: Instance) -> "TorchSession":
         """Open a session that computes with ``instance.threads`` threads, on a CUDA device in a stream of its own."""

@@ -34,6 +34,8 @@ class TorchaoBackend(TorchBackend):
         kinds=frozenset({Kind.TEXT}),
         description="model.py with model.safetensors",
     )
+    # As compiled kernels are, where it compiles.
+    any_threads = False
 
     def check(self, source: ModelSource) -> None:
         """Refuse unknown parameters, and combinations that mean nothing."""

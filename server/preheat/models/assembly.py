@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import count
 
-from preheat.backend import Buckets, Instance, Model, Outside
+from preheat.backend import Buckets, Instance, Model, ModelSource, Outside
 from preheat.errors import InvalidConfig
 from preheat.models.caching import CachedSources
 from preheat.models.handle import Engines
@@ -38,11 +40,81 @@ def start_engines(
     Raises InvalidConfig, with nothing started and the models still open.
     """
     _check_outside(completed, models)
-    warmup = _warmup(version, completed, models, observer)
-    places = [
+    pairs = [
         (source, model) for source, model in zip(cached.sources, models, strict=True) for _ in range(source.instances)
     ]
-    workers = [
+    places = [(ordinal, source, model) for ordinal, (source, model) in enumerate(pairs)]
+    workers = _workers(version, completed, places, models, queue=queue, observer=observer)
+    engines = Engines(models, workers, queue, cached)
+    try:
+        for worker in workers:
+            worker.start()
+    except BaseException:
+        engines.close()
+        raise
+    return engines
+
+
+def resize_engines(
+    engines: Engines,
+    version: int,
+    completed: CompletedConfiguration,
+    sources: Sequence[ModelSource],
+    *,
+    observer: Observer,
+) -> tuple[Engines, Sequence[Worker]]:
+    """As many workers as ``sources`` have instances, on the models of ``engines``; and those that are to leave.
+
+    A worker stays if its place is still one, with as many threads. Blocks until new ones are hot. Raises LoadFailed,
+    and then ``engines`` is as it was.
+    """
+    spare = list(engines.workers)
+    stay: list[Worker] = []
+    missing: list[tuple[ModelSource, Model]] = []
+    for source, model in zip(sources, engines.models, strict=True):
+        for _ in range(source.instances):
+            same = next((each for each in spare if each.runs_at(source.device, source.threads)), None)
+            if same is None:
+                missing.append((source, model))
+            else:
+                spare.remove(same)
+                stay.append(same)
+    taken = {worker.ordinal for worker in stay}
+    free = (ordinal for ordinal in count() if ordinal not in taken)
+    places = [(next(free), source, model) for source, model in missing]
+    come = _workers(version, completed, places, engines.models, queue=engines.queue, observer=observer)
+    _start_and_warm(come)
+    resized = replace(engines, workers=[*stay, *come], cached=replace(engines.cached, sources=sources))
+    return resized, spare
+
+
+def _start_and_warm(workers: Sequence[Worker]) -> None:
+    """Start workers beside others that serve, and block until they are hot. If one fails, all of them leave."""
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.warm.result()
+    except BaseException:
+        for worker in workers:
+            worker.leave()
+        for worker in workers:
+            worker.join()
+        raise
+
+
+def _workers(
+    version: int,
+    completed: CompletedConfiguration,
+    places: Sequence[tuple[int, ModelSource, Model]],
+    models: Sequence[Model],
+    *,
+    queue: RequestQueue,
+    observer: Observer,
+) -> list[Worker]:
+    """A worker for each of ``places``: its ordinal, and on which of ``models`` it opens its session."""
+    warmup = _warmup(version, completed, models, observer)
+    return [
         Worker(
             model,
             Instance(ordinal, source.device, source.threads),
@@ -52,16 +124,8 @@ def start_engines(
             executor=warmup.executor,
             queue=queue,
         )
-        for ordinal, (source, model) in enumerate(places)
+        for ordinal, source, model in places
     ]
-    engines = Engines(models, workers, queue, cached)
-    try:
-        for worker in workers:
-            worker.start()
-    except BaseException:
-        engines.close()
-        raise
-    return engines
 
 
 def join_what_pays(engines: Engines, reports: Sequence[WarmupReport], *, name: str) -> None:

@@ -22,10 +22,11 @@ from preheat.errors import (
 from preheat.messages import InferRequest, ModelMetadata, TensorMetadata
 from preheat.models.caching import CachedSources
 from preheat.models.lifecycle import Lifecycle
+from preheat.models.recent import RecentRequests
 from preheat.repository.completion import CompletedConfiguration
 from preheat.scheduling.admission import Gate
 from preheat.scheduling.padding import Padding
-from preheat.scheduling.pending import Answer, Pending, Reply
+from preheat.scheduling.pending import Answer, LoneKey, Pending, Reply
 from preheat.scheduling.queue import RequestQueue
 from preheat.scheduling.queue_policy import QueuePolicies
 from preheat.scheduling.worker import Worker
@@ -107,6 +108,8 @@ class Handle:
         )
         batching = completed.configuration.batching
         self._policies = QueuePolicies() if batching is None else batching.queues
+        # What may be asked again, of a successor, say; None while nobody wants to know.
+        self.recent: RecentRequests | None = None
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._in_flight: set[Pending] = set()
@@ -117,10 +120,25 @@ class Handle:
         """How many requests are queued, not executing."""
         return len(self._engines.queue)
 
-    def submit(self, request: InferRequest, reply: Reply, *, wake: bool = True) -> Pending | None:
+    @property
+    def engines(self) -> Engines:
+        """What runs it now."""
+        return self._engines
+
+    def keep_requests(self) -> None:
+        """Keep some of what it is asked from now on, to be asked again."""
+        if self.recent is None:
+            self.recent = RecentRequests()
+
+    def run_on(self, engines: Engines, completed: CompletedConfiguration) -> None:
+        """Have another number of instances, the models, the queue and the signature being the same."""
+        self._engines, self.completed = engines, completed
+
+    def submit(self, request: InferRequest, reply: Reply, *, wake: bool = True, alone: bool = False) -> Pending | None:
         """Admit and queue a request; None if this version takes no more, and then ``reply`` is not called.
 
-        ``wake`` False: the caller calls :meth:`run_waiting` or :meth:`wake` soon.
+        ``wake`` False: the caller calls :meth:`run_waiting` or :meth:`wake` soon. ``alone``: it shares its batch with
+        no other.
 
         Raises InvalidRequest, or ExecutionFailed where a client's memory cannot be read, also without calling
         ``reply``. A full queue is answered through ``reply``.
@@ -132,6 +150,10 @@ class Handle:
         except ServingError as exc:
             self._report_failure(_reason(exc), arrived_s)
             raise
+        if alone:
+            admitted = admitted._replace(batch_key=LoneKey(admitted.batch_key))
+        elif self.recent is not None:
+            self.recent.offer(request, admitted.inputs)
         pending = Pending(
             request,
             reply,

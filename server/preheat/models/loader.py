@@ -10,7 +10,8 @@ from typing import Any
 from preheat.backend import Backend, Model, ModelSource, Signature
 from preheat.cache import CompileCache
 from preheat.errors import BackendMissing, InvalidConfig, reason_of
-from preheat.models.assembly import batch_limits, join_what_pays, start_engines
+from preheat.memory.process import resident_bytes
+from preheat.models.assembly import batch_limits, join_what_pays, resize_engines, start_engines
 from preheat.models.caching import CachedSources, open_cached
 from preheat.models.handing_over import handing_over_often
 from preheat.models.handle import Engines, Handle, close_model
@@ -23,7 +24,7 @@ from preheat.repository.configuration import ModelConfiguration
 from preheat.repository.scan import ModelFolder
 from preheat.scheduling.queue import RequestQueue
 from preheat.scheduling.warming import WarmupReport
-from preheat.telemetry.events import Observer, VersionLoaded
+from preheat.telemetry.events import InstancesChanged, Observer, VersionLoaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Loader:
 
         Slow: blocks until every instance is hot. Raises LoadFailed, leaving nothing behind.
         """
-        started_s = time.monotonic()
+        started_s, memory_bytes = time.monotonic(), resident_bytes()
         configuration, version = folder.configuration, lifecycle.version
         backend = self._backend(configuration)
         placements = place(configuration, backend.hardware().devices)
@@ -96,10 +97,38 @@ class Loader:
         except BaseException as exc:
             cached.abandon(reason_of(exc))
             raise
-        event = _event(lifecycle, completed, sources, reports, time.monotonic() - started_s)
+        grown_bytes = max(0, resident_bytes() - memory_bytes)
+        event = _event(lifecycle, completed, sources, reports, time.monotonic() - started_s, grown_bytes)
         cached.store(reports, event.load_s + event.warmup_s)
         handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
         return Loaded(handle, event, reports, cached.record)
+
+    def resize(self, folder: ModelFolder, handle: Handle) -> bool:
+        """Give a version that serves as many instances as its configuration asks for now, on the models it has.
+
+        Blocks until new instances are hot and those that leave have ended. False, with nothing changed: its devices
+        would be others, or its models cannot have that many. Raises LoadFailed, with nothing changed.
+        """
+        configuration, engines = folder.configuration, handle.engines
+        backend = self._backend(configuration)
+        placements = place(configuration, backend.hardware().devices)
+        sources = [self._source(folder, handle.version, placement, placements) for placement in placements]
+        had = [source.device for source in engines.cached.sources]
+        if [source.device for source in sources] != had or not all(
+            model.can_have(source.instances, source.threads)
+            for model, source in zip(engines.models, sources, strict=True)
+        ):
+            return False
+        completed = complete(configuration, backend.complete(sources[0]))
+        with handing_over_often():
+            resized, leaving = resize_engines(engines, handle.version, completed, sources, observer=self._observer)
+        handle.run_on(resized, completed)
+        for worker in leaving:
+            worker.leave()
+        for worker in leaving:
+            worker.join()
+        self._observer(InstancesChanged(handle.name, handle.version, len(resized.workers)))
+        return True
 
     def describe(self, folder: ModelFolder, version: int) -> CompletedConfiguration:
         """The effective configuration, without loading."""
@@ -166,6 +195,7 @@ def _event(
     sources: Sequence[ModelSource],
     reports: Sequence[WarmupReport],
     seconds: float,
+    grown_bytes: int,
 ) -> VersionLoaded:
     warmup_s = max(report.seconds for report in reports)
     compilations = [each for report in reports for step in report.steps for each in step.built]
@@ -179,6 +209,7 @@ def _event(
         instances=len(reports),
         compiled=len(compilations),
         cached=sum(each.cached for each in compilations),
+        grown_bytes=grown_bytes,
     )
 
 

@@ -1,26 +1,32 @@
-"""Bringing a repository's models up, changing them, and bringing them down in order."""
+"""Bringing a repository's models up, changing them when that is asked for or their folders change, and down."""
 
 import logging
 import threading
-import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 
-from preheat.errors import LoadFailed, ModelNotFound, ServerStopping, reason_of
-from preheat.models.handle import Handle
+from preheat.errors import LoadFailed, ModelNotFound
+from preheat.models.departures import Departures, Unloaded
 from preheat.models.lifecycle import Lifecycle, State
-from preheat.models.loader import Loader
+from preheat.models.planning import source_of
+from preheat.models.records import Kept, Record
 from preheat.models.registry import Registry
-from preheat.repository.scan import BrokenModel, ModelFolder, find_model, model_names
-from preheat.telemetry.events import Observer, StateChanged
-
-# What drained sessions get to close, all together; one that still hangs then is left behind.
-_CLOSE_SECONDS = 1.0
+from preheat.models.swapping import Swapper
+from preheat.repository.arrival import Arrival, PushedFile
+from preheat.repository.override import Override
+from preheat.repository.scan import BrokenModel, ModelFolder, find_model, model_names, versions_on_disk
+from preheat.repository.stamps import stamp_folder
+from preheat.repository.watching import stamp_model
+from preheat.telemetry.events import ModelSettled, Observer, StateChanged
 
 log = logging.getLogger(__name__)
+
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,196 +37,252 @@ class Job:
     lifecycle: Lifecycle
 
 
-@dataclass(frozen=True, slots=True)
-class Unloaded:
-    """How unloading went: requests that got an error for want of time, and models of which a session hangs."""
-
-    abandoned: int
-    hanging: int
-
-
 class ModelManager:
-    """Loads and unloads model versions. Its methods block; one model's failure is its own.
+    """Loads, changes and unloads models. Its methods block; one model's failure is its own.
 
-    Any thread may call it. Changes of one model are serialized by its lock in ``_model_locks``. ``_leaving`` has the
-    handles that drain in the background; it changes, and ``_stopping`` is set, under ``_lock``.
+    Any thread may call it. A model's changes are serialized by its record's lock; ``_lock`` guards the records' table.
     """
 
     def __init__(
         self,
         registry: Registry,
-        loader: Loader,
+        swapper: Swapper,
+        departures: Departures,
         *,
         repositories: Sequence[Path],
         concurrency: int,
         observer: Observer,
     ) -> None:
         self._registry = registry
-        self._loader = loader
+        self._swapper = swapper
+        self._departures = departures
         self._repositories = repositories
         self._concurrency = concurrency
         self._observer = observer
         self._lock = threading.Lock()
-        self._model_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._leaving: set[Handle] = set()
-        self._stopping = threading.Event()
+        self._records: dict[str, Record] = {}
 
     def declare(self, found: Mapping[str, ModelFolder | BrokenModel]) -> list[Job]:
         """Make every model known, before any is loaded: until then it is not ready, rather than unknown."""
+        self._registry.wait_for(found)
         jobs: list[Job] = []
         for name, folder in found.items():
             if isinstance(folder, BrokenModel):
                 self._mark_broken(name, folder)
             else:
-                jobs += self._jobs(folder)
+                jobs += [Job(folder, self._registry.begin(name, version)) for version in folder.versions]
         return jobs
 
     def load(self, jobs: Sequence[Job]) -> None:
         """Load and warm what was declared, several at a time. Returns when each is READY or FAILED."""
+        folders = {job.folder.path: job.folder for job in jobs}
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="loader") as pool:
-            loads = [pool.submit(self._load, job) for job in jobs]
+            loads = [pool.submit(self._load_first, job) for job in jobs]
         for each in loads:
             each.result()
+        for folder in folders.values():
+            with self._changing(folder.configuration.name) as record:
+                self._swapper.conclude(record, folder)
 
-    def load_model(self, name: str) -> None:
-        """Load a model as it is on disk now; what serves already goes on until its successor is warm.
+    def load_model(self, name: str, config: str | None = None, files: Mapping[str, bytes] = NO_FILES) -> None:
+        """Load a model as it is on disk now, or as ``config`` (JSON) and ``files`` have it, whatever was asked before.
 
-        Raises ModelNotFound if no repository has it, and LoadFailed, with what failed, leaving what served before.
+        What serves already goes on until its successor is warm. Raises ModelNotFound if no repository has it,
+        InvalidRequest, and LoadFailed, with what failed, leaving what served before.
         """
-        # Before there is a lock for it, which is kept: anyone may send any name.
-        if name not in self.names_on_disk() and not self._registry.knows(name):
+        # Before there is a record of it, which is kept: anyone may send any name.
+        if not files and name not in self.names_on_disk() and not self._registry.knows(name):
             raise _not_found(name)
-        with self._lock_of(name):
-            folder = find_model(self._repositories, name)
-            if folder is None:
+        with self._changing(name) as record:
+            found = find_model(self._repositories, name)
+            override = None
+            if config is not None and (files or found is not None):
+                override = Override(name, config, files=files, original=None if found is None else found.path)
+                found = override.folder
+            if found is None:
                 raise _not_found(name)
-            if isinstance(folder, BrokenModel):
-                if not self._registry.handles_of(name):
-                    self._mark_broken(name, folder)
-                raise LoadFailed(f"load failed for model '{name}': {folder.reason}")
-            serving = bool(self._registry.handles())
-            failures = " ".join(filter(None, [self._load(job, serving=serving) for job in self._jobs(folder)]))
+            if isinstance(found, BrokenModel):
+                self._report_broken(name, found)
+                raise LoadFailed(f"load failed for model '{name}': {found.reason}")
+            record.follow()
+            if override is not None:
+                record.override = override
+                record.hold(stamp_model(self._repositories, name))
+            failures = self._swapper.serve(record, found, anew=True)
             if failures:
-                log.warning("loading %s on request failed: %s", name, failures)
-                raise LoadFailed(f"load failed for model '{name}': {failures}")
-            for handle in self._registry.handles_of(name):
-                if handle.version not in folder.versions:
-                    self._retire(handle)
+                log.warning("loading %s on request failed: %s", name, " ".join(failures))
+                raise LoadFailed(f"load failed for model '{name}': {' '.join(failures)}")
 
     def unload_model(self, name: str) -> None:
-        """Serve a model no more. Returns once no request is routed to it; those in flight are finished afterwards.
+        """Serve a model no more, until its files change. Returns once no request is routed to it.
 
-        Raises ModelNotFound if it was never tried.
+        Those in flight are finished afterwards. Raises ModelNotFound if it was never tried.
         """
         if not self._registry.knows(name):
             raise ModelNotFound(f"failed to unload '{name}', no such model was loaded")
-        with self._lock_of(name):
-            for handle in self._registry.handles_of(name):
-                self._retire(handle)
+        with self._changing(name) as record:
+            record.follow()
+            record.hold(stamp_model(self._repositories, name))
+            self._swapper.retire_all(record)
             self._registry.forget_failures(name)
+            self._registry.wait_no_more(name)
+
+    def refresh(self, name: str) -> None:
+        """Serve a model as its folder is now, or no more if it is gone. Never raises: what fails is in the index."""
+        if not self._registry.knows(name) and name not in self.names_on_disk():
+            return
+        with self._changing(name) as record:
+            try:
+                self._refresh(record)
+            except Exception:
+                log.exception("bringing %s up to date failed", name)
+
+    def receive(self, name: str, version: int, files: Sequence[PushedFile], config: str | None) -> Arrival:
+        """Begin to receive a version of a model, which :meth:`place` puts where it belongs. Raises as Arrival does."""
+        return Arrival(self._repositories, name, version, files, config)
+
+    def place(self, name: str, put: Callable[[], int], *, load: bool) -> str:
+        """Have ``put`` place a new version in the model's folder, which nobody looks at meanwhile; its number.
+
+        ``load``: serve the model as its folder is then. Says what became of the version. Raises what ``put`` raises,
+        and LoadFailed if what was placed cannot be served.
+        """
+        with self._changing(name) as record:
+            version = put()
+            if not load:
+                return f"{name}/{version} is in the repository, and is not loaded until that is asked for"
+            self._refresh(record)
+            return self._tell_placed(record, version)
+
+    def roll_back(self, name: str) -> str:
+        """Serve what was served before, and go on doing so until the model's files change; what was done.
+
+        Raises ModelNotFound if there is nothing to go back to, and LoadFailed.
+        """
+        if not self._registry.knows(name):
+            raise ModelNotFound(f"failed to roll '{name}' back, no such model was loaded")
+        with self._changing(name) as record:
+            kept, record.kept = record.kept, None
+            if kept is not None and self._departures.take_back(kept.handle):
+                return self._roll_back_in_memory(record, kept)
+            return self._roll_back_on_disk(record)
 
     def names_on_disk(self) -> list[str]:
         """The names of all models in the repositories, tried or not, sorted."""
         return model_names(self._repositories)
 
     def unload_all(self, timeout_s: float) -> Unloaded:
-        """Drain and close every model within ``timeout_s``; nothing can be loaded any more.
+        """As :meth:`Departures.stop`."""
+        return self._departures.stop(timeout_s)
 
-        What is accepted before is answered: by its model if that is done in time, else with ServerStopping.
-        """
-        deadline_s = time.monotonic() + timeout_s
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[Record]:
+        """The model's record, for whoever changes it: one at a time."""
         with self._lock:
-            self._stopping.set()
-            serving = self._registry.handles()
-            leaving = list(self._leaving)
-        for handle in serving:
-            self._registry.retire(handle)
-        handles = serving + leaving
-        drained = [handle.drain(max(0.0, deadline_s - time.monotonic())) for handle in handles]
-        abandoned = sum(
-            handle.abandon(ServerStopping("the server stopped before the request was finished"))
-            for handle, done in zip(handles, drained, strict=True)
-            if not done
-        )
-        for handle in handles:
-            handle.stop_workers()
-        deadline_s = time.monotonic() + _CLOSE_SECONDS
-        closed = [self._close(handle, max(0.0, deadline_s - time.monotonic())) for handle in handles]
-        return Unloaded(abandoned, closed.count(False))
+            record = self._records.setdefault(name, Record(name))
+        try:
+            with record.lock:
+                yield record
+        finally:
+            self._observer(ModelSettled(name))
 
-    def _lock_of(self, name: str) -> threading.Lock:
+    def _load_first(self, job: Job) -> None:
         with self._lock:
-            return self._model_locks[name]
+            record = self._records.setdefault(job.lifecycle.model, Record(job.lifecycle.model))
+        source = source_of(job.folder, job.lifecycle.version, stamp_folder(job.folder.path))
+        self._swapper.load(record, job.folder, job.lifecycle, source, first=True)
 
-    def _jobs(self, folder: ModelFolder) -> list[Job]:
-        name = folder.configuration.name
-        return [Job(folder, self._registry.begin(name, version)) for version in folder.versions]
+    def _refresh(self, record: Record) -> None:
+        """As :meth:`refresh`, with the record's lock held."""
+        name = record.name
+        stamp = stamp_model(self._repositories, name)
+        if self._departures.stopping.is_set() or record.holds(stamp):
+            return
+        record.follow()
+        folder = find_model(self._repositories, name)
+        if folder is None:
+            log.info("%s is in no repository any more", name)
+            self._swapper.retire_all(record)
+            self._registry.forget(name)
+            self._registry.wait_no_more(name)
+        elif isinstance(folder, BrokenModel):
+            if stamp is not None and not stamp.versions:
+                self._swapper.retire_all(record)
+            self._report_broken(name, folder)
+        else:
+            self._swapper.serve(record, folder)
+
+    def _report_broken(self, name: str, broken: BrokenModel) -> None:
+        if self._registry.handles_of(name):
+            log.error("%s goes on as it was: %s", name, broken.reason)
+            self._registry.note(name, f"serves what was there before: {broken.reason}")
+        else:
+            self._mark_broken(name, broken)
 
     def _mark_broken(self, name: str, broken: BrokenModel) -> None:
         self._registry.mark_broken(name, str(broken.reason))
         self._observer(StateChanged(name, 0, State.FAILED.value, str(broken.reason)))
 
-    def _load(self, job: Job, *, serving: bool = False) -> str:
-        """Load one version and publish it; why it failed, empty if it did not. ``serving``: others serve meanwhile."""
-        lifecycle = job.lifecycle
-        if self._stopping.is_set():
-            return self._fail(lifecycle, ServerStopping("the server is stopping"))
-        log.info("%s/%d begins to load", lifecycle.model, lifecycle.version)
+    def _tell_placed(self, record: Record, version: int) -> str:
+        subject = f"{record.name}/{version}"
+        if version in record.serving:
+            return f"{subject} is READY"
+        if record.holds(stamp_model(self._repositories, record.name)):
+            return f"{subject} is in the repository; the model was unloaded or rolled back, and is not loaded"
+        reason = self._registry.reason(record.name, version)
+        if reason:
+            raise LoadFailed(f"{subject} is in the repository, but is not served: {reason}")
+        return f"{subject} is in the repository; its version_policy wants others"
+
+    def _roll_back_in_memory(self, record: Record, kept: Kept) -> str:
+        """Route to what was kept, and put aside on disk what the next start would take instead."""
+        name, version = record.name, kept.handle.version
+        newer = [each for each in record.serving if each > version]
+        self._swapper.put_back(record, kept)
+        told = [f"{name}/{version} serves again, which was in memory still"]
         try:
-            loaded = self._loader.load(job.folder, lifecycle, serving=serving)
-        except BaseException as exc:  # whatever a model's code raises, sys.exit() included, is this version's failure
-            return self._fail(lifecycle, exc)
-        with self._lock:
-            stopping = self._stopping.is_set()
-            replaced = None if stopping else self._registry.publish(loaded.handle)
-            if replaced is not None:
-                self._leaving.add(replaced)
-                # Within the lock: unload_all, which takes over whoever is leaving, must not find it READY.
-                replaced.lifecycle.move_to(State.DRAINING)
-        if stopping:
-            loaded.handle.close(_CLOSE_SECONDS)
-            return self._fail(lifecycle, ServerStopping("the server is stopping"))
-        self._observer(loaded.event)
-        if replaced is not None:
-            self._release_in_background(replaced)
-        return ""
+            told += [self._put_aside(name, each) for each in newer]
+        except (LoadFailed, OSError) as exc:
+            told.append(f"until its files change, or the server starts anew: {exc}")
+        if not newer:
+            told.append("until its files change, or the server starts anew: those it was loaded from are gone")
+        record.hold(stamp_model(self._repositories, name))
+        self._registry.note(name, f"rolled back to version {version}")
+        return "; ".join(told)
 
-    def _fail(self, lifecycle: Lifecycle, exc: BaseException) -> str:
-        if not isinstance(exc, LoadFailed | ServerStopping):
-            log.error("loading %s version %d failed", lifecycle.model, lifecycle.version, exc_info=exc)
-        lifecycle.move_to(State.FAILED, reason_of(exc))
-        return f"version {lifecycle.version} is at UNAVAILABLE state: {reason_of(exc)};"
+    def _roll_back_on_disk(self, record: Record) -> str:
+        """Put aside the newest version that serves, and load the one before."""
+        name = record.name
+        newest = max(record.serving, default=None)
+        folder = find_model(self._repositories, name)
+        there = [] if folder is None or newest is None else versions_on_disk(folder.path)
+        before = [version for version in there if newest is not None and version < newest]
+        if newest is None or not before:
+            there_is = "it does not serve" if newest is None else f"there is no version before {newest} on disk"
+            raise ModelNotFound(f"failed to roll '{name}' back: nothing that it was is in memory, and {there_is}")
+        try:
+            told = self._put_aside(name, newest)
+        except OSError as exc:
+            raise LoadFailed(f"failed to roll '{name}' back: version {newest} cannot be put aside: {exc}") from exc
+        self._refresh(record)
+        return f"{self._tell_placed(record, before[-1])}; {told}"
 
-    def _retire(self, handle: Handle) -> None:
-        """Route to ``handle`` no more, and let it go; no effect once the server is stopping, which retires all."""
-        with self._lock:
-            if self._stopping.is_set():
-                return
-            self._leaving.add(handle)
-            self._registry.retire(handle)
-        self._release_in_background(handle)
+    def _put_aside(self, name: str, version: int) -> str:
+        """Rename a version's folder, so that it is none any more; what was done. Raises LoadFailed, OSError."""
+        folder = find_model(self._repositories, name)
+        if folder is None:
+            raise LoadFailed(f"'{name}' is in no repository")
+        policy = None if isinstance(folder, BrokenModel) else folder.configuration.proto.version_policy
+        if policy is not None and policy.WhichOneof("policy_choice") == "specific":
+            raise LoadFailed(f"version_policy: specific: names version {version}: take it out there")
+        aside = next(path for path in _names_aside(folder.path, version) if not path.exists())
+        (folder.path / str(version)).rename(aside)
+        return f"version {version} is put aside as {aside}"
 
-    def _release_in_background(self, handle: Handle) -> None:
-        """Drain and close a handle in ``_leaving``, however long its requests take."""
-        threading.Thread(target=self._release, args=(handle,), name=f"{handle.name} leaves", daemon=True).start()
 
-    def _release(self, handle: Handle) -> None:
-        handle.drain()
-        with self._lock:
-            if self._stopping.is_set():
-                return  # unload_all has it
-            self._leaving.discard(handle)
-        handle.stop_workers()
-        self._close(handle, None)
-
-    def _close(self, handle: Handle, timeout_s: float | None) -> bool:
-        """Free a drained handle; whether nothing of it is left."""
-        closed = handle.close(timeout_s)
-        if closed:
-            handle.lifecycle.move_to(State.UNLOADED, "unloaded")
-        else:
-            handle.lifecycle.move_to(State.FAILED, "a session hangs, or could not be closed")
-        return closed
+def _names_aside(folder: Path, version: int) -> Iterator[Path]:
+    yield folder / f".rolled-back-{version}"
+    yield from (folder / f".rolled-back-{version}-{number}" for number in count(2))
 
 
 def _not_found(name: str) -> ModelNotFound:

@@ -1,7 +1,7 @@
 """Which model versions there are, in what state, and where requests for them go."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from preheat.errors import InvalidRequest, ModelNotFound, ModelUnavailable
@@ -32,7 +32,7 @@ class Registry:
     """All model versions. Any thread may call it.
 
     ``_routes`` is replaced whole under ``_lock`` and read without it, so a lookup costs two dictionary reads and sees
-    either all of a change or nothing. ``_lifecycles`` and ``_broken`` change under ``_lock``.
+    either all of a change or nothing. All else changes under ``_lock``.
     """
 
     def __init__(self, *, observer: Observer) -> None:
@@ -41,6 +41,10 @@ class Registry:
         self._routes: Mapping[str, _Routes] = {}
         self._lifecycles: dict[str, dict[int, Lifecycle]] = {}
         self._broken: dict[str, str] = {}
+        # Models that the server was started with, and that have not come up yet.
+        self._awaited: set[str] = set()
+        # What there is to say of models that serve, though something newer does not.
+        self._notes: dict[str, str] = {}
 
     def find(self, model: str, version: str) -> Handle:
         """The handle that serves ``version``, or the newest READY one if empty.
@@ -65,10 +69,21 @@ class Registry:
         return True
 
     def all_ready(self) -> bool:
-        """Whether every version of every model is READY, apart from those unloaded on purpose."""
+        """Whether every model that :meth:`wait_for` was called with has come up, or is not wanted any more.
+
+        What comes later, and fails, keeps nobody from what serves.
+        """
+        return not self._awaited
+
+    def wait_for(self, models: Iterable[str]) -> None:
+        """Be not ready until these models are."""
         with self._lock:
-            states = [life.state for versions in self._lifecycles.values() for life in versions.values()]
-            return not self._broken and all(state in (State.READY, State.UNLOADED) for state in states)
+            self._awaited.update(models)
+
+    def wait_no_more(self, model: str) -> None:
+        """``model`` serves all that it should, or is not wanted."""
+        with self._lock:
+            self._awaited.discard(model)
 
     def handles_of(self, model: str) -> list[Handle]:
         """The handles that serve ``model`` now, by version."""
@@ -78,25 +93,47 @@ class Registry:
         """Every handle that serves now."""
         return [handle for routes in self._routes.values() for handle in routes.handles.values()]
 
+    def versions_of(self, model: str) -> set[int]:
+        """The versions of ``model`` that were ever tried, and are not forgotten."""
+        with self._lock:
+            return set(self._lifecycles.get(model, ()))
+
     def knows(self, model: str) -> bool:
         """Whether ``model`` was ever tried."""
         with self._lock:
             return model in self._lifecycles or model in self._broken
 
     def forget_failures(self, model: str) -> None:
-        """Forget why ``model`` failed: given up on purpose, it no longer keeps the server from being ready."""
+        """Forget why ``model`` failed, given up on purpose."""
         with self._lock:
             self._broken.pop(model, None)
+            self._notes.pop(model, None)
             lives = self._lifecycles.get(model, {})
             for version in [number for number, life in lives.items() if life.state is State.FAILED]:
                 del lives[version]
             if not lives:
                 self._lifecycles.pop(model, None)
 
+    def forget(self, model: str) -> None:
+        """Know ``model`` no more, of which no version is routed to: its folder is gone."""
+        with self._lock:
+            for known in (self._broken, self._notes, self._lifecycles):
+                known.pop(model, None)
+
+    def forget_version(self, model: str, version: int) -> None:
+        """Know a version no more, which is not routed to: its folder is gone."""
+        with self._lock:
+            self._lifecycles.get(model, {}).pop(version, None)
+
     def mark_broken(self, model: str, reason: str) -> None:
         """Remember a model whose folder or configuration cannot be used."""
         with self._lock:
             self._broken[model] = reason
+
+    def note(self, model: str, text: str) -> None:
+        """Say of a model that serves why something newer of it does not; empty: there is nothing to say."""
+        with self._lock:
+            self._notes[model] = text
 
     def begin(self, model: str, version: int) -> Lifecycle:
         """A new life for a version, LOADING. While its predecessor is served, others see that one."""
@@ -131,13 +168,22 @@ class Registry:
             left = {version: other for version, other in self._handles_of(handle.name).items() if other is not handle}
             self._route(handle.name, left)
 
+    def reason(self, model: str, version: int) -> str:
+        """Why a version is in the state it is in; empty if there is nothing to say."""
+        return next((row.reason for row in self.index() if (row.model, row.version) == (model, version)), "")
+
     def index(self) -> list[VersionState]:
         """Every model and version that was ever tried, sorted."""
         with self._lock:
             lives = [life for versions in self._lifecycles.values() for life in versions.values()]
-            rows = [VersionState(life.model, life.version, life.state, life.reason) for life in lives]
+            rows = [
+                VersionState(life.model, life.version, life.state, life.reason or self._note_of(life)) for life in lives
+            ]
             rows += [VersionState(model, None, State.FAILED, reason) for model, reason in self._broken.items()]
         return sorted(rows, key=lambda row: (row.model, row.version or 0))
+
+    def _note_of(self, life: Lifecycle) -> str:
+        return self._notes.get(life.model, "") if life.state is State.READY else ""
 
     def _handles_of(self, model: str) -> Mapping[int, Handle]:
         routes = self._routes.get(model)

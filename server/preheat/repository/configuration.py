@@ -68,6 +68,11 @@ class ModelConfiguration:
     proto: pb.ModelConfig = field(compare=False)
 
 
+def is_model_name(name: str) -> bool:
+    """Whether a model can be called so: a plain name, which is no way out of any folder."""
+    return _MODEL_NAME.fullmatch(name) is not None
+
+
 def read_configuration(folder: Path) -> ModelConfiguration:
     """Read the configuration of the model in ``folder``; a missing file leaves everything to artifact and defaults.
 
@@ -114,7 +119,7 @@ def parse_configuration(text: str, folder: Path) -> ModelConfiguration:
 
 
 def _check_name(proto: pb.ModelConfig, folder: Path) -> None:
-    if not _MODEL_NAME.fullmatch(folder.name):
+    if not is_model_name(folder.name):
         raise InvalidConfig(f"{folder}: a model's folder may only have letters, digits, '_', '-' and '.' in its name")
     if proto.name and proto.name != folder.name:
         raise InvalidConfig(f"{folder / CONFIG_FILE}: name: {proto.name!r}: must be the folder's name, {folder.name!r}")

@@ -72,12 +72,14 @@ def read_model(folder: Path) -> ModelFolder | BrokenModel:
     return ModelFolder(folder, configuration, versions)
 
 
-def versions_on_disk(folder: Path) -> list[int]:
-    """The version numbers of ``folder``, ascending. Raises InvalidConfig if there are none.
+def is_version(name: str) -> bool:
+    """Whether a folder called ``name`` is a version: a whole number of at least 1, without leading zeros."""
+    return _VERSION.fullmatch(name) is not None
 
-    Folders named with a whole number of at least 1, without leading zeros.
-    """
-    versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name))
+
+def versions_on_disk(folder: Path) -> list[int]:
+    """The version numbers of ``folder``, ascending. Raises InvalidConfig if there are none."""
+    versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and is_version(path.name))
     if not versions:
         raise InvalidConfig(f"{folder}: has no version folder; put the artifact into {folder / '1'}")
     return versions

@@ -1,5 +1,6 @@
 """The server's own keys among a model's ``parameters``: those that begin with ``preheat.``."""
 
+import enum
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,9 +8,17 @@ from pathlib import Path
 
 from preheat.backend import Dimension, Outside
 from preheat.errors import InvalidConfig
+from preheat.repository.canary_policy import CanaryPolicy, make_canary_policy, parse_canary
 
 _PREFIX = "preheat."
 _RANGE = re.compile(r"(\d+)\.\.(\d*)(?:/(\d+))?")
+
+
+class Swap(enum.Enum):
+    """How a version makes way for another: both are loaded for a while, or the old one is freed first."""
+
+    SIDE_BY_SIDE = "side_by_side"
+    REPLACE = "replace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +30,8 @@ class ServerParameters:
     ``outside_buckets``: what becomes of sizes beyond them. ``padding_tolerance``: by how much of an output's largest
     value padding may change it. ``threads``: intra-op threads of each instance; None shares the cores out evenly.
     ``row_independent`` False: answers depend on batch peers; ``accept_row_dependence``: batch them all the same.
-    ``axis_names``: names for a tensor's axes. ``dimensions``: bounds of named axes.
+    ``axis_names``: names for a tensor's axes. ``dimensions``: bounds of named axes. ``swap``: how a version makes way.
+    ``canary``: what one has to show before it takes over; None: nothing.
     """
 
     buckets: tuple[int, ...] = ()
@@ -34,6 +44,8 @@ class ServerParameters:
     accept_row_dependence: bool = False
     axis_names: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
     dimensions: Mapping[str, Dimension] = field(default_factory=dict)
+    swap: Swap = Swap.SIDE_BY_SIDE
+    canary: CanaryPolicy | None = None
 
 
 def parse_server_parameters(values: Mapping[str, str], file: Path) -> tuple[ServerParameters, dict[str, str]]:
@@ -52,8 +64,14 @@ def parse_server_parameters(values: Mapping[str, str], file: Path) -> tuple[Serv
                 raise InvalidConfig(f"{file}: parameters: {key}: unknown parameter; the server's are {_allowed()}")
         except ValueError as exc:
             raise InvalidConfig(f"{file}: parameters: {key}: {values[key]!r}: {exc}") from exc
+    canary = make_canary_policy(families.pop("canary"))
+    if canary is not None and fields.get("swap") is Swap.REPLACE:
+        raise InvalidConfig(
+            f"{file}: parameters: preheat.swap: replace: frees a version before the next one is there, so it cannot be "
+            "compared to it; leave preheat.canary.* out, or set side_by_side"
+        )
     rest = {key: value for key, value in values.items() if not key.startswith(_PREFIX)}
-    return ServerParameters(**families, **fields), rest  # type: ignore[arg-type]
+    return ServerParameters(**families, **fields, canary=canary), rest  # type: ignore[arg-type]
 
 
 def _allowed() -> str:
@@ -106,6 +124,13 @@ def _parse_outside(text: str) -> Outside:
         raise ValueError(f"must be one of {', '.join(each.value for each in Outside)}") from None
 
 
+def _parse_swap(text: str) -> Swap:
+    try:
+        return Swap(text)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(each.value for each in Swap)}") from None
+
+
 def _parse_tolerance(text: str) -> float:
     try:
         value = float(text)
@@ -123,6 +148,7 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "row_independent": _parse_boolean,
     "outside_buckets": _parse_outside,
     "padding_tolerance": _parse_tolerance,
+    "swap": _parse_swap,
 }
 
 
@@ -140,4 +166,5 @@ _FAMILIES: Mapping[str, _Family] = {
     "dimension": _Family("dimensions", "NAME", _parse_dimension),
     "buckets": _Family("size_buckets", "NAME", lambda _, text: _parse_buckets(text)),
     "pad": _Family("pads", "TENSOR", lambda _, text: text),
+    "canary": _Family("canary", "KEY", parse_canary),
 }

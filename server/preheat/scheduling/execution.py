@@ -98,6 +98,8 @@ class Executor:
     def _run_and_answer(self, session: Session, live: Sequence[Pending]) -> None:
         started_s = self._clock()
         answers, stages = self._run(session, live)
+        for pending in live:
+            pending.compute_s = stages.inferred_s - stages.collated_s
         answered = [
             pending
             for pending, answer in zip(live, answers, strict=True)

@@ -21,6 +21,16 @@ Reply: TypeAlias = Callable[[Answer], Answer]
 BatchKey: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
 
+class LoneKey(tuple[tuple[str, tuple[int, ...]], ...]):
+    """The batch key of a request that is to share its batch with no other: it equals none but itself."""
+
+    __slots__ = ()
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 class Admitted(NamedTuple):
     """What admission made of a request that fits.
 
@@ -36,7 +46,8 @@ class Pending:
     """An admitted request and the reply it is owed.
 
     Made by the thread that submits; afterwards any thread may try to :meth:`answer`, and exactly one succeeds.
-    Everything else is fixed at construction. Times are on the clock of ``time.monotonic``. ``settle`` is called after
+    Everything else is fixed at construction, but for ``compute_s``: what its batch took the session, in seconds, set
+    before an answer of the model's is given. Times are on the clock of ``time.monotonic``. ``settle`` is called after
     the reply has been given, by the same thread: the model version counts the answer and lets the request go.
     """
 
@@ -46,6 +57,7 @@ class Pending:
         "_settle",
         "arrived_s",
         "batch_key",
+        "compute_s",
         "inputs",
         "request",
         "rows",
@@ -68,6 +80,7 @@ class Pending:
         self.batch_key = admitted.batch_key
         self.arrived_s = arrived_s
         self.standing = standing
+        self.compute_s: float | None = None
         self._reply = reply
         self._settle = settle
         # Taken by the one call that may answer, and never given back.

@@ -91,10 +91,22 @@ class RequestQueue:
             self._remove(choice.expired)
             return choice
 
-    def take(self) -> Choice | None:
-        """Block until there is a batch to run or a request to refuse; None once closed and empty. For workers."""
+    def wake_all(self) -> None:
+        """Have every worker look, at whether it is to leave too."""
+        with self._lock:
+            self._news.notify_all()
+
+    def take(self, leaving: Callable[[], bool] = lambda: False) -> Choice | None:
+        """Block until there is a batch to run or a request to refuse. For workers.
+
+        None once closed and empty, and for a worker that is ``leaving``, which others do not wait for.
+        """
         with self._lock:
             while True:
+                if leaving():
+                    # The news that woke it may have been another's.
+                    self._news.notify()
+                    return None
                 now_s = self._clock()
                 choice = choose(self._levels, now_s, self._limits)
                 if choice.batch or choice.expired:

@@ -2,15 +2,14 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from preheat.backend import Buckets, RequestSession, Session, Signature, TensorSession
 from preheat.compilations import Compilation, CompilationKind
 from preheat.errors import LoadFailed, ServingError, reason_of
+from preheat.memory.process import resident_bytes
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.padding_check import Infer, PaddingCheck
@@ -142,7 +141,7 @@ class Warmup:
     def _step(
         self, session: Session, record: CompilationRecord, batch: WarmupBatch, number: int, label: str
     ) -> WarmupStep:
-        seen, memory_bytes, started_s = len(record.seen), _resident_bytes(), time.monotonic()
+        seen, memory_bytes, started_s = len(record.seen), resident_bytes(), time.monotonic()
         try:
             self.executor.warm(session, batch)
         except BaseException as exc:
@@ -153,7 +152,7 @@ class Warmup:
             batch.label,
             number,
             time.monotonic() - started_s,
-            _resident_bytes() - memory_bytes,
+            resident_bytes() - memory_bytes,
             tuple(record.seen[seen:]),
         )
         self._tell(step, label)
@@ -168,8 +167,3 @@ class Warmup:
             "%s %s, pass %d: %.2f s, %d compiled, %d from the cache",
             self.name, label, step.number, step.seconds, len(built), len(step.compilations) - len(built),
         )  # fmt: skip
-
-
-def _resident_bytes() -> int:
-    """What the process holds in memory (proc(5), statm: the second field, in pages)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -33,7 +33,7 @@ class Worker:
     CUDA graphs, grad mode and thread counts belong to a thread, so what warms is what serves. Only a session that says
     that any thread may run it is lent to others, one at a time. :attr:`warm` resolves to what the warm-up did, or to
     why the instance could not be made ready; from then on the thread takes batches from ``queue`` until that is closed
-    and empty. ``record`` gets whatever is compiled for the instance.
+    and empty, or it is to :meth:`leave`. ``record`` gets whatever is compiled for the instance.
     """
 
     def __init__(
@@ -61,12 +61,22 @@ class Worker:
         self._lent: Session | None = None
         # What a batch takes, as a moving average, which begins with what the slowest took at warm-up.
         self._batch_s = math.inf
+        self._leaving = threading.Event()
         # Daemon: a session that never returns must not keep the process from ending after the drain limit.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin opening and warming. Call once."""
         self._thread.start()
+
+    @property
+    def ordinal(self) -> int:
+        """Which of the version's instances it is, from 0."""
+        return self._instance.ordinal
+
+    def runs_at(self, device: str, threads: int) -> bool:
+        """Whether it runs there, with so many threads."""
+        return (self._instance.device, self._instance.threads) == (device, threads)
 
     @property
     def busy(self) -> bool:
@@ -110,6 +120,12 @@ class Worker:
                 choice = self._queue.take_now() if len(self._queue) else None
         return True
 
+    def leave(self) -> None:
+        """Take no further batch; the session is closed and the thread ends. For the caller to :meth:`join`."""
+        self._leaving.set()
+        self._lend(None)
+        self._queue.wake_all()
+
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread to end, at most ``timeout_s``; whether it has, or was never started."""
         if self._thread.ident is None:
@@ -150,7 +166,7 @@ class Worker:
 
     def _serve_once(self, session: Session) -> bool:
         """Run one batch; False once the queue is closed and empty. Keeps no hold of the batch afterwards."""
-        choice = self._queue.take()
+        choice = self._queue.take(self._leaving.is_set)
         if choice is None:
             return False
         with self._turn:

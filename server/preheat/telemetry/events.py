@@ -60,7 +60,8 @@ class VersionLoaded:
     """A model version has become READY.
 
     ``load_s`` is the seconds of reading, building and opening, ``warmup_s`` those of the slowest instance's warm-up.
-    ``compiled`` is how much was compiled meanwhile, of which ``cached`` was found in the compile cache.
+    ``compiled`` is how much was compiled meanwhile, of which ``cached`` was found in the compile cache. ``grown_bytes``
+    is by how much the process grew, while others may have grown or shrunk it.
     """
 
     model: str
@@ -72,6 +73,32 @@ class VersionLoaded:
     instances: int = 1
     compiled: int = 0
     cached: int = 0
+    grown_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFreed:
+    """A model version is gone. ``freed_bytes`` is by how much the process shrank, while others may have grown it."""
+
+    model: str
+    version: int
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstancesChanged:
+    """A model version that serves has another number of instances now."""
+
+    model: str
+    version: int
+    instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettled:
+    """A change of a model has come to its end, or failed: what is known of it stands until the next."""
+
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +118,16 @@ class Compiled:
     ready: bool
 
 
-Event: TypeAlias = BatchExecuted | Compiled | RequestFailed | StateChanged | VersionLoaded
+Event: TypeAlias = (
+    BatchExecuted
+    | Compiled
+    | InstancesChanged
+    | ModelSettled
+    | RequestFailed
+    | StateChanged
+    | VersionFreed
+    | VersionLoaded
+)
 Observer: TypeAlias = Callable[[Event], None]
 
 

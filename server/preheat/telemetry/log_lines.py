@@ -2,7 +2,7 @@
 
 import logging
 
-from preheat.telemetry.events import Compiled, Event, StateChanged, VersionLoaded
+from preheat.telemetry.events import Compiled, Event, InstancesChanged, StateChanged, VersionFreed, VersionLoaded
 
 log = logging.getLogger("preheat.models")
 
@@ -21,6 +21,11 @@ def log_event(event: Event) -> None:
                 "%s/%d instance %d is not hot: a request waited %.3f s for %s: %s",
                 event.model, event.version, event.instance, event.seconds, event.kind, event.what,
             )  # fmt: skip
+        case VersionFreed():
+            log.info("%s/%d freed: the process is %.0f MiB smaller", event.model, event.version,
+                     event.freed_bytes / 2**20)  # fmt: skip
+        case InstancesChanged():
+            log.info("%s/%d has %d instances now", event.model, event.version, event.instances)
         case StateChanged(state="FAILED"):
             log.error("%s FAILED: %s", _subject(event), event.reason)
         case StateChanged():

@@ -121,14 +121,24 @@ class StatisticsCollector(Collector):
     def _loading(self, versions: Mapping[tuple[str, str], VersionStatistics]) -> Iterator[Metric]:
         total = GaugeMetricFamily("nv_model_load_duration_secs", "Seconds from LOADING to READY", labels=_LABELS)
         warmup = GaugeMetricFamily("preheat_model_warmup_seconds", "Seconds of warm-up before READY", labels=_LABELS)
+        memory = GaugeMetricFamily(
+            "preheat_model_memory_bytes", "By how much the process grew while the version was loaded", labels=_LABELS
+        )
+        freed = GaugeMetricFamily(
+            "preheat_model_freed_bytes", "By how much it shrank when the version was last closed", labels=_LABELS
+        )
         state = GaugeMetricFamily("preheat_model_state", "1 for the state it is in", labels=[*_LABELS, "state"])
         for labels, v in versions.items():
             if v.load_s is not None and v.warmup_s is not None:
                 total.add_metric(labels, v.load_s + v.warmup_s)
                 warmup.add_metric(labels, v.warmup_s)
+            if v.memory_bytes is not None:
+                memory.add_metric(labels, v.memory_bytes)
+            if v.freed_bytes is not None:
+                freed.add_metric(labels, v.freed_bytes)
             for name in _STATES:
                 state.add_metric((*labels, name), float(v.state == name))
-        yield from (total, warmup, state)
+        yield from (total, warmup, memory, freed, state)
 
 
 class MetricsServer:

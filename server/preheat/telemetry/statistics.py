@@ -17,8 +17,11 @@ from preheat.telemetry.events import (
     Compiled,
     Event,
     FailureReason,
+    InstancesChanged,
+    ModelSettled,
     RequestFailed,
     StateChanged,
+    VersionFreed,
     VersionLoaded,
 )
 
@@ -93,6 +96,8 @@ class VersionStatistics:
     last_inference_ms: int = 0
     load_s: float | None = None
     warmup_s: float | None = None
+    memory_bytes: int | None = None
+    freed_bytes: int | None = None
     state: str = ""
     # By kind, before READY; and by instance and kind, after. Every series is there from READY on, at 0.
     compilations: dict[str, int] = field(default_factory=dict)
@@ -145,9 +150,15 @@ class VersionStatistics:
     def begin_serving(self, event: VersionLoaded) -> None:
         """Note what loading took, and begin the series that have to be seen not to move."""
         self.load_s, self.warmup_s = event.load_s, event.warmup_s
+        self.memory_bytes = event.grown_bytes
         for kind in CompilationKind:
             self.compilations.setdefault(kind.value, 0)
-            for instance in range(event.instances):
+        self.begin_instances(event.instances)
+
+    def begin_instances(self, instances: int) -> None:
+        """Begin the series of as many instances."""
+        for kind in CompilationKind:
+            for instance in range(instances):
                 self.cold_compilations.setdefault((instance, kind.value), 0)
 
 
@@ -171,6 +182,8 @@ class Statistics:
                 with self._lock:
                     self._count_batches()
             return
+        if isinstance(event, ModelSettled):
+            return
         with self._lock:
             version = self._version(event.model, event.version)
             match event:
@@ -181,6 +194,10 @@ class Statistics:
                     version.state = event.state
                 case VersionLoaded():
                     version.begin_serving(event)
+                case VersionFreed():
+                    version.freed_bytes = event.freed_bytes
+                case InstancesChanged():
+                    version.begin_instances(event.instances)
                 case Compiled():
                     version.count_compilation(event)
 

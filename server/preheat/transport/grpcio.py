@@ -22,6 +22,7 @@ from preheat.transport.health import Health
 from preheat.transport.listening import Listening, Tls
 from preheat.transport.mailbox import Mailbox
 from preheat.transport.methods import SERVICE, BlockingMethods, ControlMethods, infer
+from preheat.transport.repository_service import REPOSITORY_SERVICE, repository_handler
 from preheat.transport.side_services import HEALTH_SERVICE, health_handler, reflection_handler
 from preheat.transport.status import code_of, text_of
 
@@ -68,10 +69,11 @@ class GrpcioTransport:
         # Once for the process, however often it is added.
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
         self._server = grpc.aio.server(options=_options(listening))
-        services = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
+        services = (SERVICE, REPOSITORY_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(SERVICE, self._handlers()),
+                repository_handler(engine, self._blocking_executor),
                 health_handler(self._health),
                 reflection_handler(services),
             )

@@ -168,12 +168,18 @@ class BlockingMethods:
     def _load(self, payload: bytes) -> bytes:
         request = _parse(pb.RepositoryModelLoadRequest(), payload)
         _refuse_repository_name(request.repository_name)
+        config: str | None = None
+        files: dict[str, bytes] = {}
         for key, parameter in request.parameters.items():
-            if key != "config" and not key.startswith("file:"):
+            if key == "config":
+                _check_type(key, parameter, "string_param")
+                config = parameter.string_param
+            elif key.startswith("file:"):
+                _check_type(key, parameter, "bytes_param")
+                files[key.removeprefix("file:")] = parameter.bytes_param
+            else:
                 raise InvalidRequest(f"unrecognized load parameter '{key}'.")
-            _check_type(key, parameter, "string_param" if key == "config" else "bytes_param")
-            raise Unsupported(f"load parameter '{key}': models are loaded as they are in the repository")
-        self._engine.load(request.model_name)
+        self._engine.load(request.model_name, config=config, files=files)
         return pb.RepositoryModelLoadResponse().SerializeToString()
 
     def _unload(self, payload: bytes) -> bytes:

@@ -15,6 +15,7 @@ from tests.unit.builders import (
     Replies,
     background,
     loader_of,
+    manager_of,
     raise_,
     request,
     rows_of,
@@ -26,23 +27,30 @@ from tests.unit.builders import (
 from preheat.backend import Model, ModelSource
 from preheat.errors import InvalidArtifact, ModelNotFound, ServerStopping
 from preheat.messages import InferResponse
+from preheat.models.departures import Unloaded
 from preheat.models.lifecycle import State
-from preheat.models.manager import ModelManager, Unloaded
 from preheat.models.registry import Registry
 from preheat.repository.scan import scan
-from preheat.telemetry.events import StateChanged, VersionLoaded
+from preheat.telemetry.events import ModelSettled, StateChanged, VersionLoaded
 
 
 class Stack:
     """A registry and a manager over a repository, whose model ``name`` is ``models[name]`` or raises it."""
 
-    def __init__(self, repository: Path, models: dict[str, Recording | BaseException], *, concurrency: int = 2) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        models: dict[str, Recording | BaseException],
+        *,
+        concurrency: int = 2,
+        keep_s: float = 0.0,
+    ) -> None:
         self.events = Events()
         self.registry = Registry(observer=self.events)
         self.models = models
         loader = loader_of(PlannedBackend(self._make), events=self.events)
-        self.manager = ModelManager(
-            self.registry, loader, repositories=[repository], concurrency=concurrency, observer=self.events
+        self.manager = manager_of(
+            self.registry, loader, repository, concurrency=concurrency, keep_s=keep_s, observer=self.events
         )
         self.repository = repository
 
@@ -109,7 +117,7 @@ def test_models_are_loaded_at_the_same_time_up_to_the_limit(tmp_path: Path) -> N
 def test_that_a_version_was_loaded_is_stated_once_it_is_ready(tmp_path: Path) -> None:
     write_model(tmp_path)
     stack = Stack(tmp_path, {"m": Recording()}).up()
-    assert [type(event) for event in stack.events.seen] == [StateChanged, StateChanged, VersionLoaded]
+    assert [type(event) for event in stack.events.seen] == [StateChanged, StateChanged, VersionLoaded, ModelSettled]
     assert stack.states("m") == ["LOADING", "READY"]
     stack.manager.unload_all(PATIENCE_S)
 

@@ -157,30 +157,48 @@ def test_whether_a_model_is_ready_is_no_error_for_what_is_unknown_or_on_its_way(
     assert [registry.is_ready(*each) for each in asked] == [True, True, False, False, False, False, False]
 
 
-@pytest.mark.parametrize(
-    ("moves", "ready"),
-    [
-        ([], False),
-        ([State.READY], True),
-        ([State.FAILED], False),
-        ([State.READY, State.DRAINING], False),
-        ([State.READY, State.DRAINING, State.UNLOADED], True),
-    ],
-)
-def test_all_are_ready_when_each_is_ready_or_unloaded_on_purpose(moves: list[State], ready: bool) -> None:
-    registry = make()
-    publish(registry, "other")
-    lifecycle = registry.begin("m", 1)
-    for state in moves:
-        lifecycle.move_to(state)
-    assert registry.all_ready() == ready
-
-
-def test_a_model_that_could_not_be_tried_keeps_the_server_from_being_ready() -> None:
+def test_the_server_is_ready_when_what_it_waits_for_has_come_up_or_is_not_wanted() -> None:
     registry = make()
     assert registry.all_ready()
-    registry.mark_broken("m", "why")
+    registry.wait_for(["a", "b"])
+    publish(registry, "a")
+    registry.wait_no_more("a")
     assert not registry.all_ready()
+    registry.wait_no_more("b")
+    assert registry.all_ready()
+
+
+def test_what_comes_later_and_fails_keeps_nobody_from_what_serves() -> None:
+    registry = make()
+    publish(registry)
+    registry.begin("slow", 1)
+    registry.begin("worse", 3).move_to(State.FAILED, "why")
+    registry.mark_broken("bad", "why")
+    assert registry.all_ready()
+
+
+def test_a_note_is_the_reason_of_versions_that_serve() -> None:
+    registry = make()
+    publish(registry)
+    registry.begin("m", 2).move_to(State.FAILED, "why")
+    registry.note("m", "version 2 failed")
+    assert [row.reason for row in registry.index()] == ["version 2 failed", "why"]
+    registry.note("m", "")
+    assert [registry.reason("m", version) for version in (1, 2, 3)] == ["", "why", ""]
+
+
+def test_a_model_or_version_whose_folder_is_gone_is_unknown() -> None:
+    registry = make()
+    for version in (1, 2):
+        handle, lifecycle = publish(registry, version=version)
+        registry.retire(handle)
+        lifecycle.move_to(State.UNLOADED)
+    registry.forget_version("m", 1)
+    assert registry.versions_of("m") == {2}
+    assert "version 1 is not found" in explanation(registry, "m", "1", ModelNotFound)
+    registry.forget("m")
+    assert not registry.knows("m")
+    assert "'m' is not found" in explanation(registry, "m", "", ModelNotFound)
 
 
 def test_failures_name_models_that_could_not_be_tried_and_versions_that_failed() -> None:
@@ -217,18 +235,17 @@ def test_a_version_that_is_served_stays_ready_while_its_successor_loads() -> Non
     registry = make()
     publish(registry)
     registry.begin("m", 1)
-    assert registry.all_ready()
     assert [row.state for row in registry.index()] == [State.READY]
 
 
-def test_a_model_that_was_given_up_no_longer_keeps_the_server_from_being_ready() -> None:
+def test_why_a_model_failed_that_was_given_up_is_forgotten() -> None:
     registry = make()
     registry.begin("worse", 3).move_to(State.FAILED, "why")
     registry.mark_broken("bad", "why")
     for model in ("worse", "bad"):
         assert registry.knows(model)
         registry.forget_failures(model)
-    assert registry.all_ready()
+        assert not registry.knows(model)
 
 
 def test_a_load_that_fails_beside_a_served_version_changes_nothing_that_others_see() -> None:
@@ -239,4 +256,3 @@ def test_a_load_that_fails_beside_a_served_version_changes_nothing_that_others_s
     registry.begin("m", 1).move_to(State.FAILED, "why")
     assert seen == []
     assert registry.find("m", "1") is served
-    assert registry.all_ready()

@@ -1,0 +1,251 @@
+"""Trying a new version on what the one that serves is asked, before it takes over.
+
+Both are asked the same requests, one at a time and in turns, so that they meet the same conditions, and beside live
+traffic, to which this adds little. A new version takes over only if it answers alike and is not much slower.
+"""
+
+import logging
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from preheat.backend import Signature, TensorSpec
+from preheat.errors import ServingError
+from preheat.messages import InferRequest, InferResponse, InputTensor
+from preheat.models.comparison import Agreement, compare_all
+from preheat.models.recent import RecentRequests
+from preheat.repository.canary_policy import CanaryPolicy
+from preheat.repository.completion import CompletedConfiguration
+from preheat.scheduling.pending import Answer, Pending, Reply
+from preheat.scheduling.warmup import least_size
+from preheat.tensors import Array, DataType, Tensors, to_raw
+
+log = logging.getLogger(__name__)
+
+# How often is looked whether more requests have come.
+_LOOK_SECONDS = 0.02
+# An answer may take so long; a version that takes longer hangs.
+_ANSWER_SECONDS = 60.0
+# Requests that are made up, where nothing is known of what is asked.
+_MADE_UP = 4
+# What two runs of the same take differs by more than a share, where it is so little.
+_NOTHING_SECONDS = 50e-6
+
+
+class Asked(Protocol):
+    """A model version, warm: :class:`preheat.models.handle.Handle`."""
+
+    name: str
+    version: int
+    completed: CompletedConfiguration
+    recent: RecentRequests | None
+
+    def submit(self, request: InferRequest, reply: Reply, *, alone: bool = False) -> Pending | None:
+        """As :meth:`preheat.models.handle.Handle.submit`."""
+
+    def cancel(self, pending: Pending) -> None:
+        """As :meth:`preheat.models.handle.Handle.cancel`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the new version may take over, and ``text``, why: in one line, with figures."""
+
+    accepted: bool
+    text: str
+
+
+class _Refused(Exception):
+    """The new version is refused for what the text says."""
+
+
+@dataclass(slots=True)
+class _Figures:
+    """What was found so far. ``ratios``: how many times as long the new version took, by request."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    agreements: dict[str, list[Agreement]] = field(default_factory=dict)
+    serving_s: list[float] = field(default_factory=list)
+    candidate_s: list[float] = field(default_factory=list)
+
+    @property
+    def slowdown(self) -> float:
+        """By the median of pairs, which one that was disturbed does not change."""
+        pairs = zip(self.candidate_s, self.serving_s, strict=True)
+        return statistics.median(candidate_s / max(serving_s, 1e-9) for candidate_s, serving_s in pairs)
+
+    def tell(self) -> str:
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        outputs = [
+            f"'{name}' least cosine {min(each.cosine for each in found):.4f}, "
+            f"mean {statistics.fmean(each.cosine for each in found):.4f}, "
+            f"largest difference {max(each.difference for each in found):.2%}"
+            for name, found in self.agreements.items()
+        ]
+        return f"{counts} requests: {'; '.join(outputs)}; {self.slowdown:.2f} times the time"
+
+
+def judge(serving: Asked, candidate: Asked, policy: CanaryPolicy, stopping: threading.Event) -> Verdict:
+    """Ask both, and compare. Blocks, for ``policy.seconds`` where little is asked, and for what answering takes.
+
+    ``stopping`` ends it early, with the new version refused. Its requests count in the statistics of both.
+    """
+    log.info(
+        "%s/%d is tried on %d requests, against version %d, before it takes over",
+        candidate.name, candidate.version, policy.samples, serving.version,
+    )  # fmt: skip
+    figures = _Figures()
+    try:
+        _check_signatures(serving, candidate, policy)
+        for number, (kind, request) in enumerate(_requests(serving, policy, stopping)):
+            if number % 2:
+                expected, actual = _ask(serving, request), _ask(candidate, request)
+            else:
+                actual, expected = _ask(candidate, request), _ask(serving, request)
+            _compare(expected, actual, kind, figures, policy, batched=serving.completed.client_signature.batches)
+        _check_figures(policy, figures)
+    except _Refused as exc:
+        return Verdict(accepted=False, text=f"{exc} ({figures.tell()})" if figures.agreements else str(exc))
+    log.info("%s/%d takes over: %s", candidate.name, candidate.version, figures.tell())
+    return Verdict(accepted=True, text=figures.tell())
+
+
+def _check_signatures(serving: Asked, candidate: Asked, policy: CanaryPolicy) -> None:
+    ours, theirs = (each.completed.client_signature for each in (candidate, serving))
+    for kind, new, old in (("inputs", ours.inputs, theirs.inputs), ("outputs", ours.outputs, theirs.outputs)):
+        told = [sorted(f"{spec.name} {spec.datatype.value}" for spec in specs) for specs in (new, old)]
+        if told[0] != told[1]:
+            raise _Refused(f"its {kind} are {', '.join(told[0])}, where they were {', '.join(told[1])}")
+    missing = set(policy.outputs) - {spec.name for spec in theirs.outputs}
+    if missing:
+        raise _Refused(f"preheat.canary.outputs: there is no output {', '.join(sorted(missing))}")
+
+
+def _requests(serving: Asked, policy: CanaryPolicy, stopping: threading.Event) -> Iterator[tuple[str, InferRequest]]:
+    """Live requests as they come, and where these are too few, stored ones; or such as are made up. And their kind."""
+    until_s = time.monotonic() + policy.seconds
+    count = asked = 0
+    while asked < policy.samples:
+        requests, count = ([], 0) if serving.recent is None else serving.recent.since(count)
+        for request in requests[: policy.samples - asked]:
+            asked += 1
+            yield "live", request
+        if time.monotonic() >= until_s:
+            break
+        if stopping.wait(0.0 if requests else _LOOK_SECONDS):
+            raise _Refused("the server is stopping")
+    for request in stored_requests(serving.name, serving.completed)[: policy.samples - asked]:
+        asked += 1
+        yield "stored", request
+    if not asked:
+        for request in made_up_requests(serving.name, serving.completed.client_signature):
+            yield "made up", request
+
+
+def stored_requests(name: str, completed: CompletedConfiguration) -> Sequence[InferRequest]:
+    """The samples of the configuration's ``model_warmup``."""
+    signature = completed.client_signature
+    return [
+        _request(name, signature, {name: np.stack([row] * sample.rows) for name, row in sample.inputs.items()})
+        if signature.batches
+        else _request(name, signature, sample.inputs)
+        for sample in completed.configuration.samples
+    ]
+
+
+def made_up_requests(name: str, signature: Signature) -> Iterator[InferRequest]:
+    """Requests of one row whose values are valid wherever zeros and ones are, and differ. None where a size is open."""
+    random = np.random.default_rng(0)
+    for _ in range(_MADE_UP):
+        rows = {spec.name: _made_up(spec, random) for spec in signature.inputs if not spec.optional}
+        batch = {each: row[np.newaxis] for each, row in rows.items()} if signature.batches else rows
+        yield _request(name, signature, batch)
+
+
+def _made_up(spec: TensorSpec, random: np.random.Generator) -> Array:
+    shape = tuple((least_size(axis) or 1) if axis.size is None else axis.size for axis in spec.shape)
+    if spec.datatype is DataType.BYTES:
+        return np.full(shape, b"preheat", np.object_)
+    if spec.datatype.numpy.kind in "iub":
+        return random.integers(0, 2, shape).astype(spec.datatype.numpy)
+    return random.normal(size=shape).astype(spec.datatype.numpy)
+
+
+def _request(name: str, signature: Signature, inputs: Tensors) -> InferRequest:
+    datatypes = {spec.name: spec.datatype.value for spec in signature.inputs}
+    tensors = [InputTensor(each, datatypes[each], array.shape, to_raw(array)) for each, array in inputs.items()]
+    return InferRequest(name, "", "", tuple(tensors), payload_bytes=sum(len(tensor.data) for tensor in tensors))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """Outputs, or why there are none; and what computing them took the session, in seconds."""
+
+    outputs: Tensors | ServingError
+    compute_s: float = 0.0
+
+
+def _compare(
+    expected: _Answered, actual: _Answered, kind: str, figures: _Figures, policy: CanaryPolicy, *, batched: bool
+) -> None:
+    """Note how far two answers agree. What the version that serves cannot answer is no sample."""
+    if isinstance(expected.outputs, ServingError):
+        return
+    if isinstance(actual.outputs, ServingError):
+        raise _Refused(f"it does not answer what is answered now: {actual.outputs}")
+    figures.kinds[kind] += 1
+    for name, found in compare_all(expected.outputs, actual.outputs, policy.outputs, batched=batched).items():
+        figures.agreements.setdefault(name, []).append(found)
+    figures.serving_s.append(expected.compute_s)
+    figures.candidate_s.append(actual.compute_s)
+
+
+def _ask(asked: Asked, request: InferRequest) -> _Answered:
+    """Ask, and wait. Raises _Refused for an answer that does not come."""
+    answered = threading.Event()
+    outcome: list[Tensors | ServingError] = []
+
+    def reply(answer: Answer) -> Answer:
+        # Arrays are good until this returns.
+        given = (
+            {each.name: each.array.copy() for each in answer.outputs} if isinstance(answer, InferResponse) else answer
+        )
+        outcome.append(given)
+        answered.set()
+        return answer
+
+    try:
+        pending = asked.submit(request, reply, alone=True)
+    except ServingError as exc:
+        return _Answered(exc)
+    if pending is None:
+        raise _Refused(f"version {asked.version} is served no more")
+    if not answered.wait(_ANSWER_SECONDS):
+        asked.cancel(pending)
+        raise _Refused(f"version {asked.version} has not answered within {_ANSWER_SECONDS:.0f} s")
+    return _Answered(outcome[0], pending.compute_s or 0.0)
+
+
+def _check_figures(policy: CanaryPolicy, figures: _Figures) -> None:
+    if not figures.agreements:
+        raise _Refused(
+            "there is nothing to compare: no request that the version before answers. Give it samples, in "
+            "model_warmup, or longer to wait for requests, preheat.canary.seconds"
+        )
+    for name, found in figures.agreements.items():
+        cosine, difference = min(each.cosine for each in found), max(each.difference for each in found)
+        if policy.min_cosine is not None and cosine < policy.min_cosine:
+            raise _Refused(f"output '{name}' agrees too little: cosine {cosine:.4f}, allowed is {policy.min_cosine:g}")
+        if policy.tolerance is not None and not difference <= policy.tolerance:
+            raise _Refused(
+                f"output '{name}' differs by {difference:.2%} of its largest value, allowed is {policy.tolerance:.2%}"
+            )
+    slower_s = statistics.median(figures.candidate_s) - statistics.median(figures.serving_s)
+    if figures.slowdown > policy.max_slowdown and slower_s > _NOTHING_SECONDS:
+        raise _Refused(f"it takes {figures.slowdown:.2f} times as long, allowed is {policy.max_slowdown:g}")

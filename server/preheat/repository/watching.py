@@ -1,0 +1,222 @@
+"""Seeing what changes in the repositories, and telling of it once it has come to rest.
+
+The truth is what the folders' stamps say. Events of the file system only tell where to look, and when: where there are
+none, since it is a network's, or some were lost, everything is looked through every so often.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import watchfiles
+
+from preheat.repository.scan import model_names
+from preheat.repository.stamps import FileStamp, FolderStamp, stamp_folder
+
+log = logging.getLogger(__name__)
+
+# How often is looked whether something came to rest, and how long events are collected before any is looked after.
+_TICK_MS = 100
+# File systems that other machines write to, of which the kernel tells nothing (proc(5), mountinfo).
+_WITHOUT_EVENTS = re.compile(r"nfs\d?|cifs|smb3?|9p|ceph|glusterfs|lustre|afs|virtiofs|fuse(?!blk).*")
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+class Rest:
+    """Which models have changed, and whether each has come to rest. For one thread; knows no clock of its own.
+
+    A model is at rest when its files have not changed for ``settle_s``; or at once, if all that is new of it are
+    folders that were renamed in, whole.
+    """
+
+    def __init__(self, known: Mapping[str, FolderStamp], settle_s: float) -> None:
+        """``known`` is what the models' folders were when they were last told of."""
+        self._settle_s = settle_s
+        self._told: dict[str, FolderStamp] = dict(known)
+        # As last seen, and since when.
+        self._restless: dict[str, tuple[FolderStamp | None, float]] = {}
+
+    @property
+    def known(self) -> Iterable[str]:
+        """The models that were told of, and are there as far as is known."""
+        return self._told.keys()
+
+    @property
+    def restless(self) -> Sequence[str]:
+        """The models to look at again soon."""
+        return list(self._restless)
+
+    def see(self, name: str, stamp: FolderStamp | None, now_s: float) -> bool:
+        """Note what a model's folder is like now (None: gone); whether that is news, and at rest."""
+        told = self._told.get(name)
+        if stamp is None and told is None:
+            self._restless.pop(name, None)
+            return False
+        if stamp is not None and stamp.same_files(told):
+            self._restless.pop(name, None)
+            return False
+        seen = self._restless.get(name)
+        if seen is None or not _same(seen[0], stamp):
+            self._restless[name] = seen = (stamp, now_s)
+        if now_s - seen[1] < self._settle_s and not _arrived_whole(told, stamp):
+            return False
+        del self._restless[name]
+        if stamp is None:
+            del self._told[name]
+        else:
+            self._told[name] = stamp
+        return True
+
+
+def _same(one: FolderStamp | None, other: FolderStamp | None) -> bool:
+    return one is other if one is None or other is None else one.same_files(other)
+
+
+def _arrived_whole(before: FolderStamp | None, now: FolderStamp | None) -> bool:
+    """Whether all that is new are folders that were renamed in. What is gone may be about to come back."""
+    if now is None:
+        return False
+    if before is None:
+        return now.renamed
+    changed = {version for version, files in now.versions.items() if before.versions.get(version) != files}
+    return (
+        bool(changed)
+        and changed <= now.renamed_in
+        and before.versions.keys() <= now.versions.keys()
+        and (now.config, now.shared) == (before.config, before.shared)
+    )
+
+
+class Watcher:
+    """Watches ``repositories`` on a thread of its own, and calls ``tell`` there with models that changed and rest.
+
+    ``tell`` gets names, of models that are new or gone too; it must return soon.
+    """
+
+    def __init__(
+        self,
+        repositories: Sequence[Path],
+        *,
+        known: Mapping[str, FolderStamp],
+        tell: Callable[[Sequence[str]], None],
+        settle_s: float,
+        poll_s: float,
+    ) -> None:
+        self._repositories = [path.resolve() for path in repositories]
+        self._rest = Rest(known, settle_s)
+        self._tell = tell
+        self._poll_s = poll_s
+        self._stop = threading.Event()
+        # Whether a repository was gone when last looked at.
+        self._away = False
+        self._thread = threading.Thread(target=self._run, name="repository watcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Call once."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and wait for the thread. ``tell`` is not called any more."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._look(None)
+                for names in self._news():
+                    self._look(names)
+            except Exception:
+                log.exception("watching the repositories failed; it goes on")
+                self._stop.wait(self._poll_s)
+
+    def _news(self) -> Iterable[set[str] | None]:
+        """Names of models that something happened to, every so often; None: any may have changed."""
+        looked_s = time.monotonic()
+        for names in self._events():
+            everything = time.monotonic() - looked_s >= self._poll_s
+            looked_s = time.monotonic() if everything else looked_s
+            yield None if everything else names
+
+    def _events(self) -> Iterable[set[str]]:
+        watched = [path for path in self._repositories if has_events(path)]
+        for path in set(self._repositories) - set(watched):
+            log.info("%s is on a file system without events: looked through every %.0f s", path, self._poll_s)
+        if watched:
+            try:
+                for changes in watchfiles.watch(
+                    *watched, watch_filter=None, debounce=_TICK_MS, step=_TICK_MS // 2, rust_timeout=_TICK_MS,
+                    stop_event=self._stop, yield_on_timeout=True, ignore_permission_denied=True,
+                ):  # fmt: skip
+                    yield {name for _, path in changes for name in self._names(path)}
+            except OSError as exc:
+                log.warning(
+                    "the repositories cannot be watched (%s): looked through every %.0f s; is "
+                    "fs.inotify.max_user_watches too low?", exc, self._poll_s,
+                )  # fmt: skip
+        while not self._stop.wait(_TICK_MS / 1000):
+            yield set()
+
+    def _names(self, path: str) -> Iterable[str]:
+        for repository in self._repositories:
+            if Path(path).is_relative_to(repository) and Path(path) != repository:
+                yield Path(path).relative_to(repository).parts[0]
+
+    def _look(self, names: set[str] | None) -> None:
+        """Look at the models called so (None: at all), and at those that were restless; tell of what rests."""
+        away = [path for path in self._repositories if not path.is_dir()]
+        if away and not self._away:
+            # Unmounted, say: that is not every model deleted.
+            log.warning("%s is not there; what changes in the repositories is not seen until it is", away[0])
+        self._away = bool(away)
+        if away:
+            return
+        if names is None:
+            names = {*model_names(self._repositories), *self._rest.known}
+        looked_at = {*names, *self._rest.restless}
+        news = [
+            name
+            for name in sorted(looked_at)
+            if self._rest.see(name, stamp_model(self._repositories, name), time.monotonic())
+        ]
+        if news:
+            self._tell(news)
+
+
+def stamp_model(repositories: Sequence[Path], name: str) -> FolderStamp | None:
+    """The stamp of the model's folder in ``repositories``; None if there is none.
+
+    That there is another of the same name, in a second one, is part of it.
+    """
+    if name.startswith(".") or name == "__pycache__":
+        return None
+    folders = [path for path in (repository / name for repository in repositories) if path.is_dir()]
+    stamp = stamp_folder(folders[0]) if folders else None
+    if stamp is None or len(folders) == 1:
+        return stamp
+    others = tuple(FileStamp(str(path), 0, 0, path.stat().st_ino) for path in folders[1:])
+    return replace(stamp, shared=stamp.shared + others)
+
+
+def stamp_models(repositories: Sequence[Path]) -> dict[str, FolderStamp]:
+    """The stamps of all models, by name. Raises InvalidConfig if a repository is no readable folder."""
+    stamps = {name: stamp_model(repositories, name) for name in model_names(repositories)}
+    return {name: stamp for name, stamp in stamps.items() if stamp is not None}
+
+
+def has_events(path: Path, mounts: Path = _MOUNTS) -> bool:
+    """Whether the kernel tells of all that is written below ``path``: not if another machine may write there."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return True
+    # "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw": the mount point is the fifth field, its type
+    # comes first after the dash. Of mounts at the same place the last counts.
+    kinds = {line.split()[4]: line.partition(" - ")[2].split()[0] for line in lines}
+    above = [point for point in kinds if path.is_relative_to(point)]
+    return not above or _WITHOUT_EVENTS.fullmatch(kinds[max(above, key=len)]) is None

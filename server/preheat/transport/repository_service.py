@@ -1,0 +1,140 @@
+"""The RPCs of ``preheat.v1.ModelRepository``, our own service, which ``preheat repo`` is the client of."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from preheat.engine import Engine
+from preheat.errors import ExecutionFailed, InternalError, InvalidRequest, ServingError
+from preheat.messages import VersionReport
+from preheat.protocol import repository_pb2 as pb
+from preheat.repository.arrival import Arrival, PushedFile
+from preheat.transport.status import code_of, text_of
+
+log = logging.getLogger(__name__)
+
+REPOSITORY_SERVICE = pb.DESCRIPTOR.services_by_name["ModelRepository"].full_name
+MessageT = TypeVar("MessageT", bound=Message)
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
+def repository_handler(engine: Engine, executor: ThreadPoolExecutor) -> grpc.GenericRpcHandler:
+    """The service, answered by ``engine``; what takes its time runs on threads of ``executor``."""
+    service = _Service(engine, executor)
+    methods: dict[str, Any] = {
+        "List": _unary(service.list_versions, pb.ListResponse),
+        "Push": grpc.stream_unary_rpc_method_handler(
+            service.push, response_serializer=pb.PushResponse.SerializeToString
+        ),
+        "Rollback": _unary(service.roll_back, pb.RollbackResponse),
+    }
+    return grpc.method_handlers_generic_handler(REPOSITORY_SERVICE, methods)
+
+
+class _Service:
+    """The RPCs, on the event loop."""
+
+    def __init__(self, engine: Engine, executor: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._executor = executor
+
+    async def list_versions(self, payload: bytes, context: Any) -> Any:
+        """List."""
+        await self._run("List", context, _parse, pb.ListRequest(), payload)
+        reports = await self._run("List", context, self._engine.reports)
+        return pb.ListResponse(versions=[_encode(report) for report in reports])
+
+    async def roll_back(self, payload: bytes, context: Any) -> Any:
+        """Rollback."""
+        request = await self._run("Rollback", context, _parse, pb.RollbackRequest(), payload)
+        return pb.RollbackResponse(text=await self._run("Rollback", context, self._engine.rollback, request.model))
+
+    async def push(self, payloads: AsyncIterator[bytes], context: Any) -> Any:
+        """Push. What was received is removed, however the call ends."""
+        arrival: Arrival | None = None
+        try:
+            async for payload in payloads:
+                request = await self._run("Push", context, _parse, pb.PushRequest(), payload)
+                if arrival is None:
+                    arrival = await self._run("Push", context, _begin, self._engine, request)
+                else:
+                    await self._run("Push", context, _write, arrival, request)
+            if arrival is None:
+                arrival = await self._run("Push", context, _begin, self._engine, pb.PushRequest())
+            return pb.PushResponse(text=await self._run("Push", context, self._engine.finish_push, arrival))
+        finally:
+            if arrival is not None:
+                arrival.abandon()
+
+    async def _run(
+        self,
+        rpc: str,
+        context: Any,
+        call: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """``call`` on a thread; what it raises is the status that the RPC ends with."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, partial(call, *args, **kwargs))
+        except ServingError as exc:
+            error: ServingError = exc
+        except OSError as exc:
+            error = ExecutionFailed(f"{rpc}: {exc}")
+        except Exception:
+            log.exception("%s failed", rpc)
+            error = InternalError()
+        await context.abort(code_of(error, rpc), text_of(error))
+        raise error
+
+
+def _unary(method: Any, response: type[Message]) -> Any:
+    return grpc.unary_unary_rpc_method_handler(method, response_serializer=response.SerializeToString)
+
+
+def _begin(engine: Engine, request: pb.PushRequest) -> Arrival:
+    if request.WhichOneof("content") != "begin":
+        raise InvalidRequest("Push: the first message must be 'begin'")
+    begin = request.begin
+    files = [PushedFile(file.path, file.size, file.sha256) for file in begin.files]
+    config = begin.config if begin.HasField("config") else None
+    return engine.begin_push(begin.model, begin.version, files, config)
+
+
+def _write(arrival: Arrival, request: pb.PushRequest) -> None:
+    if request.WhichOneof("content") != "piece":
+        raise InvalidRequest("Push: after the first message, each must be a 'piece'")
+    arrival.write(request.piece)
+
+
+def _encode(report: VersionReport) -> pb.ListResponse.Version:
+    return pb.ListResponse.Version(
+        model=report.model,
+        version=report.version or 0,
+        state=report.state,
+        reason=report.reason,
+        backend=report.backend,
+        buckets=report.buckets,
+        load_seconds=report.load_s,
+        warmup_seconds=report.warmup_s,
+        memory_bytes=report.memory_bytes,
+        requests=report.requests,
+        failures=report.failures,
+        note=report.note,
+    )
+
+
+def _parse(message: MessageT, payload: bytes) -> MessageT:
+    try:
+        message.ParseFromString(payload)
+    except DecodeError as exc:
+        raise InvalidRequest(f"the message is no valid {message.DESCRIPTOR.full_name}") from exc
+    return message
