@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from preheat.check_command import add_check_command
 from preheat.errors import InvalidRequest
 from preheat.repository.arrival import Arrival, PushedFile
 from preheat.repository.configuration import BACKEND_OF_ARTIFACT
@@ -65,6 +66,7 @@ def add_repo_commands(commands: Commands) -> None:
     ):
         _add_model(_add(actions, name, run, text))
     _add_model(_add(actions, "rollback", _run_rollback, "serve what was served before", _ROLLBACK))
+    add_check_command(actions)
 
 
 def _add(

@@ -107,3 +107,10 @@ def test_each_name_has_a_room_of_its_own() -> None:
 def test_what_is_lazily_negated_arrives_negated() -> None:
     imaginary = torch.tensor([1 + 2j]).conj().imag
     assert Rooms(allocate_aligned).fetch("y", imaginary).tolist() == [-2]
+
+
+def test_an_axis_of_size_1_has_the_stride_that_packages_want() -> None:
+    array = np.ones((3, 4), np.float32)[np.newaxis]
+    assert array.strides[0] == 0
+    for borrow in (True, False):
+        assert to_torch(array, CPU, borrow=borrow).stride() == (12, 4, 1)

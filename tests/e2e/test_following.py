@@ -103,11 +103,16 @@ class Asking:
         self._stop.set()
         self._thread.join(LIMIT_S)
 
+    @staticmethod
+    def ask(client: Any) -> int:
+        """One request."""
+        return ask(client)
+
     def _run(self) -> None:
         with grpcclient.InferenceServerClient(self._server.grpc_address) as client:
             while not self._stop.is_set():
                 try:
-                    self.answers.append(ask(client))
+                    self.answers.append(self.ask(client))
                 except InferenceServerException as exc:
                     self.failures.append(str(exc))
 

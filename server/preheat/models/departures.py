@@ -81,7 +81,7 @@ class Departures:
                 return
             if keep_s:
                 self._leaving.discard(handle)
-                handle.lifecycle.move_to(State.UNLOADED, f"replaced; kept in memory for {keep_s:.0f} s")
+                handle.lifecycle.move_to(State.UNLOADED, f"replaced, and kept in memory for {keep_s:.0f} s")
                 timer = threading.Timer(keep_s, self.let_go_kept, args=(handle,))
                 timer.daemon = True
                 self._kept[handle] = timer

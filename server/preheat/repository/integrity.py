@@ -24,8 +24,8 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _LISTED = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 # Larger than any there is; what a damaged file claims is not to be read.
 _MOST_HEADER_BYTES = 100 * 2**20
-# Of ModelProto, GraphProto and TensorProto in onnx.proto.
-_ONNX_GRAPH = 7
+# Fields that every ModelProto has (onnx.proto): graph, and opset_import, which exporters write after it.
+_ONNX_FIELDS = frozenset({7, 8})
 
 
 def check_version(folder: Path) -> None:
@@ -81,7 +81,8 @@ def _check_pickle_or_zip(path: Path) -> None:
     """What torch.save wrote: an archive, or long ago a pickle, of which nothing is known."""
     with path.open("rb") as file:
         begins = file.read(len(_ZIP_MAGIC))
-    if begins == _ZIP_MAGIC:
+    # Or the beginning of one.
+    if _ZIP_MAGIC.startswith(begins):
         _check_zip(path)
 
 
@@ -103,13 +104,16 @@ def _check_safetensors(path: Path) -> None:
 
 
 def _check_onnx(path: Path) -> None:
-    """The fields of the message end where the file does, and one is the graph; and so for files that weights are in."""
+    """The fields of the message end where the file does, and none that each model has is missing.
+
+    Weights in files of their own are for the backend to miss.
+    """
     size = path.stat().st_size
-    graph = False
+    found: set[int] = set()
     with path.open("rb") as file:
         while file.tell() < size:
             number, kind = divmod(_read_varint(file), 8)
-            graph = graph or number == _ONNX_GRAPH
+            found.add(number)
             if kind == 0:
                 _read_varint(file)
             elif kind in (1, 2, 5):
@@ -119,8 +123,8 @@ def _check_onnx(path: Path) -> None:
                 raise _Damaged("it is no ONNX model")
         if file.tell() != size:
             raise _Damaged(f"it has {size} bytes, and describes at least {file.tell()}")
-    if not graph:
-        raise _Damaged("it has no graph")
+    if not found >= _ONNX_FIELDS:
+        raise _Damaged("it has no graph, or not which operators that is of")
 
 
 def _read_varint(file: BinaryIO) -> int:

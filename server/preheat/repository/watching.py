@@ -18,6 +18,8 @@ from preheat.repository.scan import model_names
 from preheat.repository.stamps import FileStamp, FolderStamp, stamp_folder
 
 log = logging.getLogger(__name__)
+# It has a line for every change, which is more than anyone wants to know.
+logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 # How often is looked whether something came to rest, and how long events are collected before any is looked after.
 _TICK_MS = 100
