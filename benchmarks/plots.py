@@ -35,12 +35,13 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Courses:
-    """How values went over the same ``times_s``, one below the other, by their label."""
+    """How values went over the same ``times_s``, or whatever else goes ``across``, one below the other, by label."""
 
     name: str
     title: str
     times_s: Sequence[float]
     courses: Mapping[str, Sequence[float]]
+    across: str = "seconds"
 
     def draw(self, figure: Any) -> None:
         """Draw onto an empty figure."""
@@ -50,7 +51,7 @@ class Courses:
             axes.set_ylabel(label)
             axes.set_ylim(0, 1.1 * max(values, default=1.0))
         panels[0].set_title(self.title)
-        panels[-1].set_xlabel("seconds")
+        panels[-1].set_xlabel(self.across)
 
 
 Plot = Bars | Courses

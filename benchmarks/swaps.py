@@ -357,7 +357,7 @@ class Run:
         compiled = Artifact(1.0, "torch_compile", eager.files)
         steps = self._choose.randrange(10**6)
         extra = (
-            'parameters { key: "preheat.buckets" value { string_value: "1,8" } }\n'
+            'parameters { key: "preheat.buckets" value { string_value: "1,32" } }\n'
             f'parameters {{ key: "preheat.buckets.sequence" value {{ string_value: "{32 + steps % 7},128" }} }}\n'
             'parameters { key: "preheat.pad.input_ids" value { string_value: "0" } }\n'
             'parameters { key: "preheat.pad.attention_mask" value { string_value: "0" } }\n'

@@ -43,6 +43,8 @@ from preheat.transport.listening import Listening, Tls, address_of
 log = logging.getLogger("preheat")
 
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
+# Changes that come so soon after one that was told are told together: with many models, telling takes its time.
+_HEALTH_SECONDS = 0.02
 # Answers that are ready when the transport stops get this long to reach their clients.
 _FLUSH_SECONDS = 5.0
 # A signal that comes so soon after the first is the same one again.
@@ -204,6 +206,7 @@ class Server:
             self._health_changed.clear()
             self._transport.refresh_health()
             self._tell_when_ready()
+            await asyncio.sleep(_HEALTH_SECONDS)
 
     def _notice(self, event: Event) -> None:
         if isinstance(event, StateChanged | ModelSettled):

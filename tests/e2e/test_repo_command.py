@@ -70,6 +70,7 @@ def test_versions_are_listed_with_what_is_known_of_them(repository: Path, server
     assert "no version folder" in lines[1]
 
 
+@pytest.mark.protocol
 def test_what_is_pushed_is_served_and_rolled_back_in_one_step(
     tmp_path: Path, repository: Path, server: ServerProcess, client: Any
 ) -> None:

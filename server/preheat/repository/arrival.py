@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class PushedFile:
 
 
 class Arrival:
-    """One version being received. Belongs to one caller at a time, who ends it with :meth:`place` or :meth:`abandon`.
+    """One version being received, ended by :meth:`place` or :meth:`abandon`. Any thread; ``_turn`` has one at a time.
 
     Its folder is on the repository's file system, so that it can be renamed in; it is locked, so that whoever finds one
     can tell whether it is still being filled.
@@ -66,6 +67,8 @@ class Arrival:
         if version and (self._target / str(version)).exists():
             raise AlreadyExists(f"{model}/{version} is there already; push another version, or none to take the next")
         self._config = config
+        self._turn = threading.RLock()
+        self._ended = False
         _check_room(self._target.parent, sum(file.size for file in files))
         self._place = self._target.parent / f"{_PREFIX}{secrets.token_hex(8)}"
         self._place.mkdir()
@@ -81,7 +84,13 @@ class Arrival:
     def write(self, piece: bytes) -> None:
         """Take the next bytes, of one file or several. Raises InvalidRequest for others than announced, and OSError."""
         rest = memoryview(piece)
+        with self._turn:
+            self._write(rest)
+
+    def _write(self, rest: memoryview) -> None:
         while rest:
+            if self._ended:
+                raise InvalidRequest(f"{self.model}: was given up")
             if self._done == len(self._files):
                 raise InvalidRequest(f"{self.model}: {len(rest)} more bytes than the files have that were announced")
             file = self._files[self._done]
@@ -112,6 +121,12 @@ class Arrival:
 
         A configuration takes its place just before, so that a server, which waits for it to rest, sees both together.
         """
+        with self._turn:
+            return self._place_all()
+
+    def _place_all(self) -> int:
+        if self._ended:
+            raise InvalidRequest(f"{self.model}: was given up")
         version = self._version or _next_version(self._target)
         if version != int(self._version_folder.name):
             renamed = self._version_folder.with_name(str(version))
@@ -135,13 +150,15 @@ class Arrival:
 
     def abandon(self) -> None:
         """Remove what is left. Never raises."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-        shutil.rmtree(self._place, ignore_errors=True)
-        if self._lock >= 0:
+        with self._turn:
+            if self._ended:
+                return
+            self._ended = True
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+            shutil.rmtree(self._place, ignore_errors=True)
             os.close(self._lock)
-            self._lock = -1
 
     def _finish_files(self) -> None:
         """Close the file that has all its bytes, and make those that have none."""

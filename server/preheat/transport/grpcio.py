@@ -22,7 +22,7 @@ from preheat.transport.health import Health
 from preheat.transport.listening import Listening, Tls
 from preheat.transport.mailbox import Mailbox
 from preheat.transport.methods import SERVICE, BlockingMethods, ControlMethods, infer
-from preheat.transport.repository_service import REPOSITORY_SERVICE, repository_handler
+from preheat.transport.repository_service import REPOSITORY_SERVICE, RepositoryService
 from preheat.transport.side_services import HEALTH_SERVICE, health_handler, reflection_handler
 from preheat.transport.status import code_of, text_of
 
@@ -68,12 +68,13 @@ class GrpcioTransport:
         self._running = 0
         # Once for the process, however often it is added.
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+        self._repository = RepositoryService(engine, self._blocking_executor)
         self._server = grpc.aio.server(options=_options(listening))
         services = (SERVICE, REPOSITORY_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
         self._server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(SERVICE, self._handlers()),
-                repository_handler(engine, self._blocking_executor),
+                self._repository.handler,
                 health_handler(self._health),
                 reflection_handler(services),
             )
@@ -101,7 +102,7 @@ class GrpcioTransport:
     @property
     def blocked(self) -> bool:
         """Whether a call that takes its time, say a load, still runs on its thread."""
-        return any(call.running() for call in tuple(self._blocking_calls))
+        return self._repository.blocked or any(call.running() for call in tuple(self._blocking_calls))
 
     def refresh_health(self) -> None:
         """Tell health checks what the engine's readiness is now."""

@@ -30,9 +30,12 @@ class Health:
     def refresh(self) -> None:
         """Take over the engine's readiness as it is now, and tell those who watch."""
         ready = {service: self._engine.ready() for service in ("", SERVICE)}
-        for service, serving in {**ready, **self._engine.models_ready()}.items():
-            response = health_pb2.HealthCheckResponse
-            self._statuses[service] = response.SERVING if serving else response.NOT_SERVING
+        response = health_pb2.HealthCheckResponse
+        # Anew: a model that is in no repository any more is no service.
+        self._statuses = {
+            service: response.SERVING if serving else response.NOT_SERVING
+            for service, serving in {**ready, **self._engine.models_ready()}.items()
+        }
         self._tell()
 
     def status(self, service: str) -> Status | None:

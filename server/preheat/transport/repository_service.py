@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,25 +26,31 @@ Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
 
-def repository_handler(engine: Engine, executor: ThreadPoolExecutor) -> grpc.GenericRpcHandler:
-    """The service, answered by ``engine``; what takes its time runs on threads of ``executor``."""
-    service = _Service(engine, executor)
-    methods: dict[str, Any] = {
-        "List": _unary(service.list_versions, pb.ListResponse),
-        "Push": grpc.stream_unary_rpc_method_handler(
-            service.push, response_serializer=pb.PushResponse.SerializeToString
-        ),
-        "Rollback": _unary(service.roll_back, pb.RollbackResponse),
-    }
-    return grpc.method_handlers_generic_handler(REPOSITORY_SERVICE, methods)
-
-
-class _Service:
+class RepositoryService:
     """The RPCs, on the event loop."""
 
     def __init__(self, engine: Engine, executor: ThreadPoolExecutor) -> None:
+        """What takes its time runs on threads of ``executor``."""
         self._engine = engine
         self._executor = executor
+        self._calls: set[Future[Any]] = set()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a call is on its thread."""
+        return any(call.running() for call in tuple(self._calls))
+
+    @property
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service, for a server."""
+        methods: dict[str, Any] = {
+            "List": _unary(self.list_versions, pb.ListResponse),
+            "Push": grpc.stream_unary_rpc_method_handler(
+                self.push, response_serializer=pb.PushResponse.SerializeToString
+            ),
+            "Rollback": _unary(self.roll_back, pb.RollbackResponse),
+        }
+        return grpc.method_handlers_generic_handler(REPOSITORY_SERVICE, methods)
 
     async def list_versions(self, payload: bytes, context: Any) -> Any:
         """List."""
@@ -72,7 +78,8 @@ class _Service:
             return pb.PushResponse(text=await self._run("Push", context, self._engine.finish_push, arrival))
         finally:
             if arrival is not None:
-                arrival.abandon()
+                # On a thread too: there may be much to remove.
+                self._executor.submit(arrival.abandon)
 
     async def _run(
         self,
@@ -83,8 +90,11 @@ class _Service:
         **kwargs: Arguments.kwargs,
     ) -> Result:
         """``call`` on a thread; what it raises is the status that the RPC ends with."""
+        running = self._executor.submit(partial(call, *args, **kwargs))
+        self._calls.add(running)
+        running.add_done_callback(self._calls.discard)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, partial(call, *args, **kwargs))
+            return await asyncio.wrap_future(running)
         except ServingError as exc:
             error: ServingError = exc
         except OSError as exc:
