@@ -20,7 +20,7 @@ import tritonclient.grpc as grpcclient
 from benchmarks.plots import Courses
 from benchmarks.report import Row, Section, write_report
 from benchmarks.servers import PreheatServer, server_version, stop_servers_when_terminated
-from tests.e2e.encoders import write_encoder
+from tests.e2e.encoders import bucketed, write_encoder
 from tests.e2e.server_process import echo_config, write_model
 
 _ROOT = Path(__file__).parents[1]
@@ -221,8 +221,8 @@ class Matrix(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(64, 64)
     def forward(self, x):
-        return {"y": self.layer(x)}
-torch.jit.script(Matrix().eval()).save(sys.argv[1] + "/model.pt")
+        return self.layer(x)
+torch.jit.trace(Matrix().eval(), torch.zeros(2, 64)).save(sys.argv[1] + "/model.pt")
 """
 _WRITERS: Mapping[str, Callable[[Path], None]] = {
     "double": _write_double,
@@ -231,8 +231,8 @@ _WRITERS: Mapping[str, Callable[[Path], None]] = {
     "torchscript": _export(_TORCHSCRIPT, "torchscript"),
     "onnxruntime": _export(_ONNX, "onnxruntime"),
     "openvino": _export(_ONNX, "openvino"),
-    "torch_compile": _write_encoder("torch_compile"),
-    "torchao": _write_encoder("torchao", quantization="int8_weight_only"),
+    "torch_compile": _write_encoder("torch_compile", **bucketed("8")),
+    "torchao": _write_encoder("torchao", **bucketed("8"), quantization="int8_weight_only", compile="true"),
     "aot_inductor": _write_package,
 }
 _ABOUT = """\

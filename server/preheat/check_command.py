@@ -3,19 +3,21 @@
 import argparse
 import json
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from preheat.errors import BackendMissing, LoadFailed, reason_of
 from preheat.models.loader import Loader, LoadLimits
-from preheat.plugins import load_backend
-from preheat.repository.checking import config_problems
+from preheat.plugins import backend_names, load_backend
+from preheat.repository.checking import CheckedModel, Problem, check_model, find_folders
 from preheat.repository.integrity import check_version
-from preheat.repository.scan import BrokenModel, ModelFolder, scan
-from preheat.repository.stamps import stamp_folder
+from preheat.repository.scan import ModelFolder
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -23,16 +25,6 @@ _CHECK = """\
 Look for every problem of repositories, without a server: names, configurations, whether artifacts are whole, and
 whether they are what their configurations say, which their backends read them for. Nothing is run of them but what
 reading them runs. Exit code 0: nothing found; 1: problems; 2: asked wrongly."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with a model, in words that name file and key. ``note``: it cannot be looked at here, no more."""
-
-    model: str
-    version: int | None
-    text: str
-    note: bool = False
 
 
 def add_check_command(actions: Commands) -> None:
@@ -49,59 +41,65 @@ def add_check_command(actions: Commands) -> None:
     check.add_argument(
         "--strict", action="store_true", help="what cannot be looked at here, for want of its backend, is a problem too"
     )
+    check.add_argument("-v", "--verbose", action="store_true", help="say on standard error how long each model took")
     check.set_defaults(run=_run_check)
 
 
 def _run_check(arguments: argparse.Namespace) -> int:
-    found = scan(arguments.repositories)
-    problems: list[Problem] = []
-    versions = 0
-    for name, folder in found.items():
-        _show_progress(name)
-        problems += _model_problems(name, folder, artifacts=not arguments.no_artifacts)
-        stamp = stamp_folder(folder.path)
-        versions += len(stamp.versions) if stamp else 0
-    _show_progress("")
-    if arguments.strict:
-        problems = [Problem(each.model, each.version, each.text) for each in problems]
-    wrong = [each for each in problems if not each.note]
-    if arguments.json:
-        print(json.dumps([asdict(each) for each in problems], indent=2))
-    else:
-        for each in problems:
-            print(f"{'note: ' if each.note else ''}{each.text}")
-        print(f"{len(found)} models, {versions} versions: {len(wrong)} problems")
-    return 1 if wrong else 0
-
-
-def _model_problems(name: str, folder: ModelFolder | BrokenModel, *, artifacts: bool) -> Iterator[Problem]:
-    texts = config_problems(folder.path)
-    if isinstance(folder, BrokenModel) and str(folder.reason) not in texts:
-        texts.insert(0, str(folder.reason))
-    yield from (Problem(name, None, text) for text in texts)
-    stamp = stamp_folder(folder.path)
-    for version in sorted(stamp.versions if stamp and artifacts else ()):
-        try:
-            check_version(folder.path / str(version))
-        except LoadFailed as exc:
-            yield Problem(name, version, str(exc))
-            continue
-        if isinstance(folder, ModelFolder):
-            yield from _artifact_problems(folder, version)
-
-
-def _artifact_problems(folder: ModelFolder, version: int) -> Iterator[Problem]:
-    """What the backend finds when it reads the artifact for what it says of itself."""
-    name = folder.configuration.name
     loader = Loader(load_backend, limits=LoadLimits(1, 1, os.cpu_count() or 1), observer=lambda _: None)
-    try:
-        loader.describe(folder, version)
-    except BackendMissing as exc:
-        yield Problem(name, version, str(exc), note=True)
-    except LoadFailed as exc:
-        yield Problem(name, version, str(exc))
-    except Exception as exc:
-        yield Problem(name, version, f"{folder.path / str(version)}: cannot be read: {reason_of(exc)}")
+    folders, problems = find_folders(arguments.repositories)
+    versions = 0
+    for folder in folders:
+        began_s = time.monotonic()
+        _show_progress(folder.name)
+        model = check_model(folder)
+        problems += model.problems
+        if not arguments.no_artifacts:
+            problems += _version_problems(model, loader)
+        versions += len(model.versions)
+        _show_progress("")
+        if arguments.verbose:
+            print(f"{folder}: {time.monotonic() - began_s:.1f} s", file=sys.stderr)
+    if arguments.strict:
+        problems = [replace(each, note=False) for each in problems]
+    _print(problems, len({folder.name for folder in folders}), versions, as_json=arguments.json)
+    return 0 if all(each.note for each in problems) else 1
+
+
+def _print(problems: list[Problem], models: int, versions: int, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([asdict(each) for each in problems], indent=2))
+        return
+    for each in problems:
+        print(f"{'note: ' if each.note else ''}{each.problem}")
+    print(f"{models} models, {versions} versions: {sum(not each.note for each in problems)} problems")
+
+
+def _version_problems(model: CheckedModel, loader: Loader) -> Iterator[Problem]:
+    for version in model.versions:
+        folder = model.folder / str(version)
+        try:
+            check_version(folder)
+            if model.configuration is not None:
+                described = ModelFolder(model.folder, model.configuration, model.versions)
+                # What a model's code prints is not to be among what was found.
+                with redirect_stdout(sys.stderr):
+                    loader.describe(described, version)
+        except BackendMissing as exc:
+            # One that is only not installed here may be where the model is served.
+            known = model.configuration is not None and model.configuration.backend in backend_names()
+            yield replace(_problem(folder, str(exc)), note=known)
+        except LoadFailed as exc:
+            yield _problem(folder, str(exc))
+        # Whatever a model's code raises, the others are looked at too.
+        except Exception as exc:
+            yield _problem(folder, f"{folder}: cannot be read: {reason_of(exc)}")
+
+
+def _problem(folder: Path, text: str) -> Problem:
+    """What is wrong with the version in ``folder``; the file is what the text begins with."""
+    found = re.match(rf"{re.escape(str(folder.parent))}/[^:\n]*?(?=:| is damaged| cannot be read)", text)
+    return Problem(folder.parent.name, int(folder.name), found[0] if found else str(folder), text)
 
 
 def _show_progress(name: str) -> None:

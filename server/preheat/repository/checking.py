@@ -1,75 +1,81 @@
-"""Every problem of a configuration, where reading it stops at the first."""
+"""Every problem of repositories and their models, where a server stops at the first."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-from google.protobuf.message import Message
-
 from preheat.errors import InvalidConfig
-from preheat.protocol import model_config_pb2 as pb
-from preheat.repository.configuration import CONFIG_FILE, parse_configuration
-
-# A configuration with more problems than this has been told enough.
-_MOST = 50
+from preheat.repository.configuration import CONFIG_FILE, ModelConfiguration, read_configuration
+from preheat.repository.mending import config_problems, parse_lines
+from preheat.repository.scan import choose_versions, model_names, versions_on_disk
 
 
-def config_problems(folder: Path) -> list[str]:
-    """What is wrong with the configuration of the model in ``folder``, each in words that name file and key.
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong, in words that name file and key; with which model and version, None: with no single one.
 
-    What is blamed first is taken out, and what is left is read again: a field, an element of one, or a parameter is to
-    blame if without it there is no problem, or another one.
+    ``note``: it cannot be looked at here, no more.
     """
+
+    model: str | None
+    version: int | None
+    file: str
+    problem: str
+    note: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedModel:
+    """A model's folder, its versions, ascending, and what is wrong with it; ``configuration`` None if it has none."""
+
+    folder: Path
+    versions: tuple[int, ...]
+    configuration: ModelConfiguration | None
+    problems: tuple[Problem, ...]
+
+
+def find_folders(repositories: Sequence[Path]) -> tuple[list[Path], list[Problem]]:
+    """The folders of all models, by name; and repositories that are none, and names that are in several."""
+    folders: list[Path] = []
+    problems: list[Problem] = []
+    for repository in repositories:
+        try:
+            folders += [repository / name for name in model_names([repository])]
+        except InvalidConfig as exc:
+            problems.append(Problem(None, None, str(repository), str(exc)))
+    folders.sort(key=lambda folder: folder.name)
+    for name in sorted({folder.name for folder in folders}):
+        places = [str(folder) for folder in folders if folder.name == name]
+        if len(places) > 1:
+            text = f"model '{name}' appears in two or more repositories: {' and '.join(places)}; rename one"
+            problems.append(Problem(name, None, places[1], text))
+    return folders, problems
+
+
+def check_model(folder: Path) -> CheckedModel:
+    """What is wrong with the name, the configuration and the versions of the model in ``folder``. Opens no artifact."""
     file = folder / CONFIG_FILE
+    problems: list[Problem] = []
+    versions: list[int] = []
+    configuration: ModelConfiguration | None = None
     try:
-        proto = text_format.Parse(file.read_text(encoding="utf-8") if file.is_file() else "", pb.ModelConfig())
-    except text_format.ParseError as exc:
-        return [f"{file}:{exc}"]
-    except (OSError, UnicodeError) as exc:
-        return [f"{file}: cannot be read: {exc}"]
-    problems: list[str] = []
-    while len(problems) < _MOST:
-        problem = _first_problem(proto, folder)
-        if problem is None or problem in problems:
-            return problems
-        problems.append(problem)
-        if not _take_out(proto, folder, problem):
-            return problems
-    return problems
-
-
-def _first_problem(proto: pb.ModelConfig, folder: Path) -> str | None:
+        versions = versions_on_disk(folder)
+    except (InvalidConfig, OSError) as exc:
+        problems.append(Problem(folder.name, None, str(folder), _readable(folder, exc)))
+    found = config_problems(folder)
+    problems += [Problem(folder.name, None, str(file if str(file) in text else folder), text) for text in found]
     try:
-        parse_configuration(text_format.MessageToString(proto), folder)
+        if versions:
+            choose_versions(parse_lines(file).proto.version_policy, versions, folder)
     except InvalidConfig as exc:
-        return str(exc)
-    except OSError as exc:
-        return f"{folder}: cannot be read: {exc}"
-    return None
+        problems.append(Problem(folder.name, None, str(file), str(exc)))
+    except (OSError, UnicodeError):
+        # Which config_problems has told.
+        pass
+    if not found:
+        configuration = read_configuration(folder)
+    return CheckedModel(folder, tuple(versions), configuration, tuple(problems))
 
 
-def _take_out(proto: pb.ModelConfig, folder: Path, problem: str) -> bool:
-    """Take out of ``proto`` what ``problem`` is about; whether it was found."""
-    for remove in _removals(proto):
-        without = pb.ModelConfig()
-        without.CopyFrom(proto)
-        remove(without)
-        if _first_problem(without, folder) != problem:
-            proto.CopyFrom(without)
-            return True
-    return False
-
-
-def _removals(proto: pb.ModelConfig) -> Iterator[Callable[[pb.ModelConfig], None]]:
-    """Ways to take something out, the smallest things first."""
-    for key in sorted(proto.parameters):
-        yield lambda without, key=key: without.parameters.pop(key)  # type: ignore[misc]
-    for field, value in proto.ListFields():
-        if isinstance(value, Message):
-            for inner, _ in value.ListFields():
-                yield lambda without, outer=field.name, name=inner.name: getattr(without, outer).ClearField(name)  # type: ignore[misc]
-        elif hasattr(value, "add"):
-            for index in range(len(value)):
-                yield lambda without, name=field.name, at=index: getattr(without, name).pop(at)  # type: ignore[misc]
-    for field, _ in proto.ListFields():
-        yield lambda without, name=field.name: without.ClearField(name)  # type: ignore[misc]
+def _readable(folder: Path, exc: Exception) -> str:
+    return str(exc) if isinstance(exc, InvalidConfig) else f"{folder}: cannot be read: {exc}"
