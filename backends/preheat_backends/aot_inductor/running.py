@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import torch
 
+from preheat_backends.aot_inductor.unloading import make_unloadable
+
 _aoti: Any = torch._C._aoti
 _new_capsule: Any = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
@@ -118,4 +120,5 @@ def _open_library(path: Path, member: str) -> ctypes.CDLL:
         library = Path(folder) / "model.so"
         with zipfile.ZipFile(path) as archive, archive.open(member) as packed, library.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked, 2**20)
+        make_unloadable(library)
         return ctypes.CDLL(str(library))
