@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -239,12 +239,7 @@ def _push_locally(
 def _files(artifact: Path) -> dict[str, Path]:
     """The files of a version, by their paths in it. Raises FileNotFoundError, InvalidRequest."""
     if artifact.is_dir():
-        found = {
-            str(path.relative_to(artifact)): path
-            for path in sorted(artifact.rglob("*"))
-            if path.is_file()
-            and not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(artifact).parts)
-        }
+        found = {str(path.relative_to(artifact)): path for path in _below(artifact)}
         if not found:
             raise InvalidRequest(f"{artifact}: has no files")
         return found
@@ -255,6 +250,19 @@ def _files(artifact: Path) -> dict[str, Path]:
     if artifact.suffix == ".xml" and weights.is_file():
         files["model.bin"] = weights
     return files
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files at any depth, but hidden ones and Python's caches. Raises InvalidRequest for a link to a folder."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "__pycache__":
+            continue
+        if not path.is_dir():
+            yield path
+        elif path.is_symlink():
+            raise InvalidRequest(f"{path}: is a link to a folder; put a copy of that in its place")
+        else:
+            yield from _below(path)
 
 
 def _name_of(artifact: Path) -> str:

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from preheat.errors import AlreadyExists, InvalidConfig, InvalidRequest
-from preheat.repository.configuration import CONFIG_FILE, is_model_name, parse_configuration
+from preheat.repository.configuration import BACKEND_OF_ARTIFACT, CONFIG_FILE, is_model_name, parse_configuration
 from preheat.repository.integrity import check_version
 from preheat.repository.scan import is_version
+from preheat.repository.warmup_samples import WARMUP_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ _PREFIX = ".arriving-"
 _LOCK = "lock"
 _MOST_FILES = 10_000
 _MOST_PATH_BYTES = 1024
+_MOST_DEPTH = 32
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ROLLED_BACK = re.compile(r"\.rolled-back-(\d+)(-\d+)?")
 
@@ -59,6 +62,8 @@ class Arrival:
         """
         if not is_model_name(model):
             raise InvalidRequest(f"model name '{model}': only letters, digits, '_', '-' and '.' can be in one")
+        if version and not is_version(str(version)):
+            raise InvalidRequest(f"version {version}: must be from 1 to {10**18 - 1}, or 0 for the next")
         _check_files(files)
         self.model = model
         self._version = version
@@ -71,15 +76,22 @@ class Arrival:
         self._ended = False
         _check_room(self._target.parent, sum(file.size for file in files))
         self._place = self._target.parent / f"{_PREFIX}{secrets.token_hex(8)}"
-        self._place.mkdir()
-        self._lock = _lock(self._place)
         self._version_folder = self._place / model / str(version or 1)
-        self._version_folder.mkdir(parents=True)
+        self._lock = -1
         self._done = 0
         self._open: BinaryIO | None = None
         self._written = 0
         self._hash = hashlib.sha256()
-        self._finish_files()
+        try:
+            self._place.mkdir()
+            self._lock = _lock(self._place)
+            # Each by itself: if the folder was taken for a leftover before it was locked, it is not made anew.
+            self._version_folder.parent.mkdir()
+            self._version_folder.mkdir()
+            self._finish_files()
+        except BaseException:
+            self.abandon()
+            raise
 
     def write(self, piece: bytes) -> None:
         """Take the next bytes, of one file or several. Raises InvalidRequest for others than announced, and OSError."""
@@ -106,7 +118,10 @@ class Arrival:
             self._finish_files()
 
     def check(self) -> None:
-        """See that all of it is there and whole. Raises InvalidRequest, InvalidArtifact."""
+        """See that all of it is there and whole, and, if the model is new, that its backend can be told.
+
+        Raises InvalidRequest, InvalidArtifact.
+        """
         if self._done < len(self._files):
             raise InvalidRequest(
                 f"{self.model}: {self._files[self._done].path}: {self._written} bytes of "
@@ -114,7 +129,9 @@ class Arrival:
             )
         check_version(self._version_folder)
         if self._config is not None:
-            _check_config(self._config, self._place / self.model)
+            _check_config(self._config, self._place / self.model, self._target)
+        elif not self._target.exists():
+            _check_backend(self._place / self.model)
 
     def place(self) -> int:
         """Rename it in; the version it became. Raises AlreadyExists, and OSError.
@@ -158,7 +175,8 @@ class Arrival:
                 self._open.close()
                 self._open = None
             shutil.rmtree(self._place, ignore_errors=True)
-            os.close(self._lock)
+            if self._lock >= 0:
+                os.close(self._lock)
 
     def _finish_files(self) -> None:
         """Close the file that has all its bytes, and make those that have none."""
@@ -195,18 +213,26 @@ def _check_files(files: Sequence[PushedFile]) -> None:
     """Raise InvalidRequest for names that lead elsewhere, or cannot be together, and for hashes that are none."""
     if not 1 <= len(files) <= _MOST_FILES:
         raise InvalidRequest(f"a version has 1 to {_MOST_FILES} files; {len(files)} were announced")
-    paths = [file.path for file in files]
-    folders = {path[: index.start()] for path in paths for index in re.finditer("/", path)}
     for file in files:
         parts = file.path.split("/")
-        if len(os.fsencode(file.path)) > _MOST_PATH_BYTES or any(
-            not part or part.startswith(".") or part == "__pycache__" or "\\" in part or "\0" in part for part in parts
+        if (
+            len(os.fsencode(file.path)) > _MOST_PATH_BYTES
+            or len(parts) > _MOST_DEPTH
+            or any(
+                not part or part.startswith(".") or part == "__pycache__" or "\\" in part or "\0" in part
+                for part in parts
+            )
         ):
-            raise InvalidRequest(f"file '{file.path}': must be a path below the version's folder, of plain names")
-        if file.path in folders or paths.count(file.path) > 1:
-            raise InvalidRequest(f"file '{file.path}': is announced twice, or as a folder too")
+            raise InvalidRequest(
+                f"file '{file.path}': must be a path below the version's folder, of at most {_MOST_DEPTH} plain names"
+            )
         if not _HASH.fullmatch(file.sha256):
             raise InvalidRequest(f"file '{file.path}': sha256: must be 64 hexadecimal digits, in small letters")
+    times = Counter(file.path for file in files)
+    folders = {path[: index.start()] for path in times for index in re.finditer("/", path)}
+    for path, count in times.items():
+        if path in folders or count > 1:
+            raise InvalidRequest(f"file '{path}': is announced twice, or as a folder too")
 
 
 def _model_folder(repositories: Sequence[Path], model: str) -> Path:
@@ -220,12 +246,25 @@ def _model_folder(repositories: Sequence[Path], model: str) -> Path:
     return repositories[0].resolve() / model
 
 
-def _check_config(config: str, folder: Path) -> None:
-    """Raise InvalidRequest for what is no configuration of the model whose version is in ``folder``."""
+def _check_config(config: str, arriving: Path, target: Path) -> None:
+    """Raise InvalidRequest for what is no configuration of the model whose version is in ``arriving``."""
+    # Its samples are files of the model, which is where they stay.
+    folder = target if (target / WARMUP_FOLDER).is_dir() else arriving
     try:
         parse_configuration(config, folder)
     except InvalidConfig as exc:
         raise InvalidRequest(str(exc).replace(str(folder / CONFIG_FILE), "the pushed config.pbtxt")) from exc
+
+
+def _check_backend(arriving: Path) -> None:
+    """Raise InvalidRequest if the backend of a new model cannot be told from its artifact."""
+    try:
+        parse_configuration("", arriving)
+    except InvalidConfig as exc:
+        known = ", ".join(BACKEND_OF_ARTIFACT)
+        raise InvalidRequest(
+            f"model '{arriving.name}' is new, and has none of {known} to tell its backend by: push its config.pbtxt too"
+        ) from exc
 
 
 def _check_room(folder: Path, size: int) -> None:

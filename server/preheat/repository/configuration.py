@@ -69,8 +69,8 @@ class ModelConfiguration:
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a model can be called so: a plain name, which is no way out of any folder."""
-    return _MODEL_NAME.fullmatch(name) is not None
+    """Whether a model can be called so: a plain name, which is no way out of any folder, nor Python's cache."""
+    return name != "__pycache__" and _MODEL_NAME.fullmatch(name) is not None
 
 
 def read_configuration(folder: Path) -> ModelConfiguration:

@@ -1,11 +1,11 @@
 """A client of a running server, for the command line: our own service, and loading and unloading by the protocol's."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -15,6 +15,8 @@ from preheat.protocol import grpc_service_pb2 as inference
 from preheat.protocol import repository_pb2 as pb
 
 _PIECE = 2**20
+# What gRPC's own servers say of a service that they do not have.
+_NO_METHOD = "Method not found!"
 _INFERENCE = inference.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _REPOSITORY = pb.DESCRIPTOR.services_by_name["ModelRepository"].full_name
 MessageT = TypeVar("MessageT", bound=Message)
@@ -89,7 +91,8 @@ class RepositoryClient:
     ) -> str:
         """Send a version's ``files``, by their paths in it; what became of it.
 
-        ``progress`` is called with the bytes sent so far, on gRPC's thread.
+        ``progress`` is called with the bytes sent so far, on gRPC's thread. Raises OSError for a file that cannot be
+        read.
         """
         call = self._channel.stream_unary(
             f"/{_REPOSITORY}/Push",
@@ -99,10 +102,11 @@ class RepositoryClient:
         begin = pb.PushRequest.Begin(model=model, version=version, config=config)
         for path, source in files.items():
             begin.files.add(path=path, size=source.stat().st_size, sha256=hash_file(source))
+        unread: list[OSError] = []
         try:
-            return call(_pieces(begin, files.values(), progress), timeout=self._timeout_s).text
+            return call(_pieces(begin, files.values(), progress, unread.append), timeout=self._timeout_s).text
         except grpc.RpcError as exc:
-            raise self._failed(exc) from exc
+            raise (unread[0] if unread else self._failed(exc)) from exc
 
     def _call(self, method: str, request: Message, response: MessageT) -> MessageT:
         call = self._channel.unary_unary(
@@ -123,6 +127,8 @@ class RepositoryClient:
             return CallFailed(f"no server answers at {self._address}: {text}; name another with --server")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return CallFailed(f"{self._address} has not answered within {self._timeout_s:.0f} s; see --timeout")
+        if code is grpc.StatusCode.UNIMPLEMENTED and text == _NO_METHOD:
+            return CallFailed(f"the server at {self._address} has no {_REPOSITORY}; is it Preheat, and recent enough?")
         return CallFailed(text or code.name)
 
 
@@ -132,12 +138,22 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _pieces(begin: pb.PushRequest.Begin, sources: Any, progress: Callable[[int], None]) -> Iterator[pb.PushRequest]:
+def _pieces(
+    begin: pb.PushRequest.Begin,
+    sources: Iterable[Path],
+    progress: Callable[[int], None],
+    unread: Callable[[OSError], None],
+) -> Iterator[pb.PushRequest]:
+    """The messages of a push. Ends early at a file that cannot be read, after ``unread``; so the server refuses it."""
     yield pb.PushRequest(begin=begin)
     sent = 0
-    for source in sources:
-        with source.open("rb") as file:
-            while piece := file.read(_PIECE):
-                yield pb.PushRequest(piece=piece)
-                sent += len(piece)
-                progress(sent)
+    try:
+        for source in sources:
+            with source.open("rb") as file:
+                while piece := file.read(_PIECE):
+                    yield pb.PushRequest(piece=piece)
+                    sent += len(piece)
+                    progress(sent)
+    except OSError as exc:
+        # Raised, it would be gRPC's, which logs it and says nothing of it.
+        unread(exc)

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,16 +24,18 @@ log = logging.getLogger(__name__)
 REPOSITORY_SERVICE = pb.DESCRIPTOR.services_by_name["ModelRepository"].full_name
 MessageT = TypeVar("MessageT", bound=Message)
 Result = TypeVar("Result")
-Arguments = ParamSpec("Arguments")
+# How many calls that only read and write files run at once.
+_BRIEF_CALLS = 4
 
 
 class RepositoryService:
     """The RPCs, on the event loop."""
 
     def __init__(self, engine: Engine, executor: ThreadPoolExecutor) -> None:
-        """What takes its time runs on threads of ``executor``."""
+        """What loads models runs on threads of ``executor``; the rest does not, for loads may take all of them."""
         self._engine = engine
         self._executor = executor
+        self._brief_executor = ThreadPoolExecutor(_BRIEF_CALLS, thread_name_prefix="repository service")
         self._calls: set[Future[Any]] = set()
 
     @property
@@ -54,56 +57,91 @@ class RepositoryService:
 
     async def list_versions(self, payload: bytes, context: Any) -> Any:
         """List."""
-        await self._run("List", context, _parse, pb.ListRequest(), payload)
-        reports = await self._run("List", context, self._engine.reports)
-        return pb.ListResponse(versions=[_encode(report) for report in reports])
+        return await _result("List", context, self._submit(self._brief_executor, partial(self._list, payload)))
 
     async def roll_back(self, payload: bytes, context: Any) -> Any:
         """Rollback."""
-        request = await self._run("Rollback", context, _parse, pb.RollbackRequest(), payload)
-        return pb.RollbackResponse(text=await self._run("Rollback", context, self._engine.rollback, request.model))
+        return await _result("Rollback", context, self._submit(self._executor, partial(self._roll_back, payload)))
 
     async def push(self, payloads: AsyncIterator[bytes], context: Any) -> Any:
-        """Push. What was received is removed, however the call ends."""
-        arrival: Arrival | None = None
+        """Push. What was received is removed, however the call ends, unless it is being placed by then."""
+        push = _Push(self._engine)
+        finishing: Future[pb.PushResponse] | None = None
         try:
             async for payload in payloads:
-                request = await self._run("Push", context, _parse, pb.PushRequest(), payload)
-                if arrival is None:
-                    arrival = await self._run("Push", context, _begin, self._engine, request)
-                else:
-                    await self._run("Push", context, _write, arrival, request)
-            if arrival is None:
-                arrival = await self._run("Push", context, _begin, self._engine, pb.PushRequest())
-            return pb.PushResponse(text=await self._run("Push", context, self._engine.finish_push, arrival))
+                await _result("Push", context, self._submit(self._brief_executor, partial(push.take, payload)))
+            finishing = self._submit(self._executor, push.finish)
+            return await _result("Push", context, finishing)
         finally:
-            if arrival is not None:
-                # On a thread too: there may be much to remove.
-                self._executor.submit(arrival.abandon)
+            # A client that has left may have left a step running, or the last one waiting for its thread.
+            if finishing is None or finishing.cancel():
+                self._submit(self._brief_executor, push.abandon)
 
-    async def _run(
-        self,
-        rpc: str,
-        context: Any,
-        call: Callable[Arguments, Result],
-        *args: Arguments.args,
-        **kwargs: Arguments.kwargs,
-    ) -> Result:
-        """``call`` on a thread; what it raises is the status that the RPC ends with."""
-        running = self._executor.submit(partial(call, *args, **kwargs))
+    def _list(self, payload: bytes) -> pb.ListResponse:
+        _parse(pb.ListRequest(), payload)
+        return pb.ListResponse(versions=[_encode(report) for report in self._engine.reports()])
+
+    def _roll_back(self, payload: bytes) -> pb.RollbackResponse:
+        request = _parse(pb.RollbackRequest(), payload)
+        return pb.RollbackResponse(text=self._engine.rollback(request.model))
+
+    def _submit(self, executor: ThreadPoolExecutor, call: Callable[[], Result]) -> Future[Result]:
+        running = executor.submit(call)
         self._calls.add(running)
         running.add_done_callback(self._calls.discard)
-        try:
-            return await asyncio.wrap_future(running)
-        except ServingError as exc:
-            error: ServingError = exc
-        except OSError as exc:
-            error = ExecutionFailed(f"{rpc}: {exc}")
-        except Exception:
-            log.exception("%s failed", rpc)
-            error = InternalError()
-        await context.abort(code_of(error, rpc), text_of(error))
-        raise error
+        return running
+
+
+class _Push:
+    """One push, on any thread. ``_turn`` has its steps follow each other: a client may leave in the middle of one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._turn = threading.Lock()
+        self._arrival: Arrival | None = None
+        self._abandoned = False
+
+    def take(self, payload: bytes) -> None:
+        """The next message. Raises what Arrival does."""
+        request = _parse(pb.PushRequest(), payload)
+        with self._turn:
+            if self._abandoned:
+                return
+            if self._arrival is None:
+                self._arrival = _begin(self._engine, request)
+            else:
+                _write(self._arrival, request)
+
+    def finish(self) -> pb.PushResponse:
+        """There are no more messages. Raises what :meth:`Engine.finish_push` does."""
+        with self._turn:
+            arrival = self._arrival or _begin(self._engine, pb.PushRequest())
+            try:
+                return pb.PushResponse(text=self._engine.finish_push(arrival))
+            finally:
+                arrival.abandon()
+
+    def abandon(self) -> None:
+        """There will be no more messages, and some are missing."""
+        with self._turn:
+            self._abandoned = True
+            if self._arrival is not None:
+                self._arrival.abandon()
+
+
+async def _result(rpc: str, context: Any, running: Future[Result]) -> Result:
+    """What ``running`` gives; what it raises is the status that the RPC ends with."""
+    try:
+        return await asyncio.wrap_future(running)
+    except ServingError as exc:
+        error: ServingError = exc
+    except OSError as exc:
+        error = ExecutionFailed(f"{rpc}: {exc}")
+    except Exception:
+        log.exception("%s failed", rpc)
+        error = InternalError()
+    await context.abort(code_of(error, rpc), text_of(error))
+    raise error
 
 
 def _unary(method: Any, response: type[Message]) -> Any:

@@ -120,10 +120,34 @@ def test_a_configuration_that_cannot_be_is_refused(tmp_path: Path) -> None:
     arrival.abandon()
 
 
+def test_the_samples_of_a_configuration_may_be_files_that_the_model_has(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    (folder / "warmup").mkdir()
+    (folder / "warmup" / "zeros").write_bytes(bytes(8))
+    sample = 'inputs { key: "x" value { data_type: TYPE_FP32 dims: 2 input_data_file: "zeros" } }'
+    assert push(tmp_path, config=f"{ECHO_CONFIG} model_warmup {{ {sample} }}") == 2
+
+
+def test_a_new_model_needs_a_configuration_if_its_artifact_does_not_tell_its_backend(tmp_path: Path) -> None:
+    arrival = begin(tmp_path, config=None)
+    arrival.write(b"weights")
+    with pytest.raises(InvalidRequest, match=r"'m' is new, and has none of model\.onnx, .* push its config\.pbtxt too"):
+        arrival.check()
+    arrival.abandon()
+
+
+def test_what_is_refused_at_once_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="another than the hash"):
+        begin(tmp_path, PushedFile("empty", 0, "0" * 64))
+    with pytest.raises(InvalidRequest, match="version 1000000000000000000: must be from 1"):
+        begin(tmp_path, version=10**18)
+    assert names(tmp_path) == []
+
+
 HASH = hashlib.sha256(b"").hexdigest()
 TRICKS = (
     "", ".", "..", "../evil", "/etc/evil", "a/../../evil", "a//b", "a/", "/", ".hidden", "a/.hidden", "__pycache__/a",
-    "a\\b", "a\0b", "x" * 2000,
+    "a\\b", "a\0b", "x" * 2000, "a/" * 32 + "b",
 )  # fmt: skip
 
 
@@ -134,7 +158,9 @@ def test_a_path_that_leads_elsewhere_is_refused(tmp_path: Path, path: str) -> No
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("model", ["", ".", "..", "../evil", "a/b", "/evil", ".hidden", "a b", "a\0", "é"])
+@pytest.mark.parametrize(
+    "model", ["", ".", "..", "../evil", "a/b", "/evil", ".hidden", "a b", "a\0", "é", "__pycache__"]
+)
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, model: str) -> None:
     with pytest.raises(InvalidRequest, match="model name"):
         begin(tmp_path, model=model)
@@ -147,7 +173,7 @@ def test_no_name_at_all_leads_elsewhere(tmp_path: Path, model: str, path: str) -
     outside, repository = tmp_path / "outside", tmp_path / "outside" / "repository"
     repository.mkdir(parents=True, exist_ok=True)
     try:
-        arrival = begin(repository, PushedFile(path, 0, HASH), model=model, config=None)
+        arrival = begin(repository, PushedFile(path, 0, HASH), model=model)
     except InvalidRequest:
         pass
     else:
