@@ -44,7 +44,7 @@ log = logging.getLogger("preheat")
 
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 # Changes that come so soon after one that was told are told together: with many models, telling takes its time.
-_HEALTH_SECONDS = 0.02
+_HEALTH_SECONDS = 0.1
 # Answers that are ready when the transport stops get this long to reach their clients.
 _FLUSH_SECONDS = 5.0
 # A signal that comes so soon after the first is the same one again.

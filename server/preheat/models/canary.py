@@ -1,16 +1,15 @@
 """Trying a new version on what the one that serves is asked, before it takes over.
 
-Both are asked the same requests, one at a time and in turns, so that they meet the same conditions, and beside live
-traffic, to which this adds little. A new version takes over only if it answers alike and is not much slower.
+Both are asked the same requests, one at a time and at the same time, so that they meet the same conditions, and beside
+live traffic, to which this adds little. A new version takes over only if it answers alike and is not much slower.
 """
 
 import logging
 import statistics
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +17,8 @@ import numpy as np
 from preheat.backend import Signature, TensorSpec
 from preheat.errors import ServingError
 from preheat.messages import InferRequest, InferResponse, InputTensor
-from preheat.models.comparison import Agreement, compare_all
+from preheat.models.canary_figures import Figures
+from preheat.models.comparison import compare_all
 from preheat.models.recent import RecentRequests
 from preheat.repository.canary_policy import CanaryPolicy
 from preheat.repository.completion import CompletedConfiguration
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.02
 # An answer may take so long; a version that takes longer hangs.
 _ANSWER_SECONDS = 60.0
+# As often the new version is asked at most, to keep the cores as busy as they are.
+_MOST_RUNS = 50
 # Requests that are made up, where nothing is known of what is asked.
 _MADE_UP = 4
 # What two runs of the same take differs by more than a share, where it is so little.
@@ -65,32 +67,6 @@ class _Refused(Exception):
     """The new version is refused for what the text says."""
 
 
-@dataclass(slots=True)
-class _Figures:
-    """What was found so far. ``ratios``: how many times as long the new version took, by request."""
-
-    kinds: Counter[str] = field(default_factory=Counter)
-    agreements: dict[str, list[Agreement]] = field(default_factory=dict)
-    serving_s: list[float] = field(default_factory=list)
-    candidate_s: list[float] = field(default_factory=list)
-
-    @property
-    def slowdown(self) -> float:
-        """By the median of pairs, which one that was disturbed does not change."""
-        pairs = zip(self.candidate_s, self.serving_s, strict=True)
-        return statistics.median(candidate_s / max(serving_s, 1e-9) for candidate_s, serving_s in pairs)
-
-    def tell(self) -> str:
-        counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        outputs = [
-            f"'{name}' least cosine {min(each.cosine for each in found):.4f}, "
-            f"mean {statistics.fmean(each.cosine for each in found):.4f}, "
-            f"largest difference {max(each.difference for each in found):.2%}"
-            for name, found in self.agreements.items()
-        ]
-        return f"{counts} requests: {'; '.join(outputs)}; {self.slowdown:.2f} times the time"
-
-
 def judge(serving: Asked, candidate: Asked, policy: CanaryPolicy, stopping: threading.Event) -> Verdict:
     """Ask both, and compare. Blocks, for ``policy.seconds`` where little is asked, and for what answering takes.
 
@@ -100,18 +76,15 @@ def judge(serving: Asked, candidate: Asked, policy: CanaryPolicy, stopping: thre
         "%s/%d is tried on %d requests, against version %d, before it takes over",
         candidate.name, candidate.version, policy.samples, serving.version,
     )  # fmt: skip
-    figures = _Figures()
+    figures = Figures()
     try:
         _check_signatures(serving, candidate, policy)
-        for number, (kind, request) in enumerate(_requests(serving, policy, stopping)):
-            if number % 2:
-                expected, actual = _ask(serving, request), _ask(candidate, request)
-            else:
-                actual, expected = _ask(candidate, request), _ask(serving, request)
+        for kind, request in _requests(serving, policy, figures, stopping):
+            expected, actual = _ask_both(serving, candidate, request, stopping)
             _compare(expected, actual, kind, figures, policy, batched=serving.completed.client_signature.batches)
         _check_figures(policy, figures)
     except _Refused as exc:
-        return Verdict(accepted=False, text=f"{exc} ({figures.tell()})" if figures.agreements else str(exc))
+        return Verdict(accepted=False, text=f"{exc} ({figures.tell()})" if figures.samples else str(exc))
     log.info("%s/%d takes over: %s", candidate.name, candidate.version, figures.tell())
     return Verdict(accepted=True, text=figures.tell())
 
@@ -127,23 +100,28 @@ def _check_signatures(serving: Asked, candidate: Asked, policy: CanaryPolicy) ->
         raise _Refused(f"preheat.canary.outputs: there is no output {', '.join(sorted(missing))}")
 
 
-def _requests(serving: Asked, policy: CanaryPolicy, stopping: threading.Event) -> Iterator[tuple[str, InferRequest]]:
-    """Live requests as they come, and where these are too few, stored ones; or such as are made up. And their kind."""
+def _requests(
+    serving: Asked, policy: CanaryPolicy, figures: Figures, stopping: threading.Event
+) -> Iterator[tuple[str, InferRequest]]:
+    """Live requests as they come, and where these are too few, stored ones; or such as are made up. And their kind.
+
+    Only those count that were compared, by ``figures``: what the version that serves cannot answer is no sample.
+    """
     until_s = time.monotonic() + policy.seconds
-    count = asked = 0
-    while asked < policy.samples:
+    count = 0
+    while figures.samples < policy.samples:
         requests, count = ([], 0) if serving.recent is None else serving.recent.since(count)
-        for request in requests[: policy.samples - asked]:
-            asked += 1
-            yield "live", request
+        for request in requests:
+            if figures.samples < policy.samples:
+                yield "live", request
         if time.monotonic() >= until_s:
             break
         if stopping.wait(0.0 if requests else _LOOK_SECONDS):
             raise _Refused("the server is stopping")
-    for request in stored_requests(serving.name, serving.completed)[: policy.samples - asked]:
-        asked += 1
-        yield "stored", request
-    if not asked:
+    for request in stored_requests(serving.name, serving.completed):
+        if figures.samples < policy.samples:
+            yield "stored", request
+    if not figures.samples:
         for request in made_up_requests(serving.name, serving.completed.client_signature):
             yield "made up", request
 
@@ -152,11 +130,21 @@ def stored_requests(name: str, completed: CompletedConfiguration) -> Sequence[In
     """The samples of the configuration's ``model_warmup``."""
     signature = completed.client_signature
     return [
-        _request(name, signature, {name: np.stack([row] * sample.rows) for name, row in sample.inputs.items()})
-        if signature.batches
-        else _request(name, signature, sample.inputs)
+        _request(
+            name,
+            signature,
+            {each: _as_clients_send(row, sample.rows, each, completed) for each, row in sample.inputs.items()},
+        )
         for sample in completed.configuration.samples
     ]
+
+
+def _as_clients_send(row: Array, rows: int, name: str, completed: CompletedConfiguration) -> Array:
+    """``rows`` times a sample's row, which is in the model's shape."""
+    batched = completed.client_signature.batches
+    array = np.stack([row] * rows) if batched else row
+    reshape = completed.reshapes.get(name)
+    return array if reshape is None else reshape.to_client(array, batched=batched)
 
 
 def made_up_requests(name: str, signature: Signature) -> Iterator[InferRequest]:
@@ -192,7 +180,7 @@ class _Answered:
 
 
 def _compare(
-    expected: _Answered, actual: _Answered, kind: str, figures: _Figures, policy: CanaryPolicy, *, batched: bool
+    expected: _Answered, actual: _Answered, kind: str, figures: Figures, policy: CanaryPolicy, *, batched: bool
 ) -> None:
     """Note how far two answers agree. What the version that serves cannot answer is no sample."""
     if isinstance(expected.outputs, ServingError):
@@ -201,44 +189,82 @@ def _compare(
         raise _Refused(f"it does not answer what is answered now: {actual.outputs}")
     figures.kinds[kind] += 1
     for name, found in compare_all(expected.outputs, actual.outputs, policy.outputs, batched=batched).items():
-        figures.agreements.setdefault(name, []).append(found)
+        figures.note(name, expected.outputs.get(name), actual.outputs.get(name), found, batched=batched)
     figures.serving_s.append(expected.compute_s)
     figures.candidate_s.append(actual.compute_s)
 
 
-def _ask(asked: Asked, request: InferRequest) -> _Answered:
-    """Ask, and wait. Raises _Refused for an answer that does not come."""
-    answered = threading.Event()
-    outcome: list[Tensors | ServingError] = []
+class _Question:
+    """A request that was asked of a version, alone; the answer comes on another thread."""
 
-    def reply(answer: Answer) -> Answer:
+    def __init__(self, asked: Asked, request: InferRequest) -> None:
+        """Raises _Refused if it is served no more."""
+        self._asked = asked
+        self._outcome: list[Tensors | ServingError] = []
+        self._pending: Pending | None = None
+        self.answered = threading.Event()
+        try:
+            self._pending = asked.submit(request, self._reply, alone=True)
+        except ServingError as exc:
+            self._outcome.append(exc)
+            self.answered.set()
+            return
+        if self._pending is None:
+            raise _Refused(f"version {asked.version} is served no more")
+
+    def wait(self, stopping: threading.Event) -> _Answered:
+        """Raises _Refused for an answer that does not come, and where ``stopping`` comes before it."""
+        until_s = time.monotonic() + _ANSWER_SECONDS
+        while not self.answered.wait(_LOOK_SECONDS):
+            if stopping.is_set():
+                self._cancel()
+                raise _Refused("the server is stopping")
+            if time.monotonic() >= until_s:
+                self._cancel()
+                raise _Refused(f"version {self._asked.version} has not answered within {_ANSWER_SECONDS:.0f} s")
+        compute_s = None if self._pending is None else self._pending.compute_s
+        return _Answered(self._outcome[0], compute_s or 0.0)
+
+    def _cancel(self) -> None:
+        if self._pending is not None:
+            self._asked.cancel(self._pending)
+
+    def _reply(self, answer: Answer) -> Answer:
         # Arrays are good until this returns.
         given = (
             {each.name: each.array.copy() for each in answer.outputs} if isinstance(answer, InferResponse) else answer
         )
-        outcome.append(given)
-        answered.set()
+        self._outcome.append(given)
+        self.answered.set()
         return answer
 
-    try:
-        pending = asked.submit(request, reply, alone=True)
-    except ServingError as exc:
-        return _Answered(exc)
-    if pending is None:
-        raise _Refused(f"version {asked.version} is served no more")
-    if not answered.wait(_ANSWER_SECONDS):
-        asked.cancel(pending)
-        raise _Refused(f"version {asked.version} has not answered within {_ANSWER_SECONDS:.0f} s")
-    return _Answered(outcome[0], pending.compute_s or 0.0)
+
+def _ask_both(
+    serving: Asked, candidate: Asked, request: InferRequest, stopping: threading.Event
+) -> tuple[_Answered, _Answered]:
+    """Ask both at once. The new version is asked again until the other has answered, for what each takes is compared.
+
+    Beside live traffic it would otherwise be the only one that shares the cores with another: the one that serves runs
+    nothing else while it computes. What it takes is the median of its runs.
+    """
+    question = _Question(serving, request)
+    actual = _Question(candidate, request).wait(stopping)
+    took_s = [actual.compute_s]
+    while not question.answered.is_set() and len(took_s) < _MOST_RUNS:
+        took_s.append(_Question(candidate, request).wait(stopping).compute_s)
+    return question.wait(stopping), replace(actual, compute_s=statistics.median(took_s))
 
 
-def _check_figures(policy: CanaryPolicy, figures: _Figures) -> None:
-    if not figures.agreements:
+def _check_figures(policy: CanaryPolicy, figures: Figures) -> None:
+    if not figures.samples:
         raise _Refused(
             "there is nothing to compare: no request that the version before answers. Give it samples, in "
             "model_warmup, or longer to wait for requests, preheat.canary.seconds"
         )
-    for name, found in figures.agreements.items():
+    for name, found in figures.found().items():
+        problem = next((each.problem for each in found if each.problem), "")
+        if problem:
+            raise _Refused(f"output '{name}' {problem}")
         cosine, difference = min(each.cosine for each in found), max(each.difference for each in found)
         if policy.min_cosine is not None and cosine < policy.min_cosine:
             raise _Refused(f"output '{name}' agrees too little: cosine {cosine:.4f}, allowed is {policy.min_cosine:g}")

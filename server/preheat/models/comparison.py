@@ -1,12 +1,12 @@
 """How far two answers to the same request agree. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from preheat.tensors import Array, Tensors
+from preheat.tensors import Array, DataType, Tensors
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -16,15 +16,18 @@ class Agreement:
     """How far one output agrees with another: 1 and 0 if it is the same.
 
     ``cosine`` is the least of its rows'; ``difference`` the largest of its values', as a share of the largest value.
-    Of what is not floating-point, they are the share of elements that are equal, and of those that are not.
+    Rows of a single value have no direction: all of them are taken as one vector, whose length counts too. Of what is
+    not floating-point, they are the share of elements that are equal, and of those that are not. ``problem``, after the
+    output's name: why the two cannot be compared; empty if they can.
     """
 
     cosine: float
     difference: float
+    problem: str = field(default="", compare=False)
 
 
 # They cannot be compared.
-NONE = Agreement(-1.0, float("inf"))
+NONE = Agreement(-1.0, float("inf"), "cannot be compared")
 
 
 def compare(expected: Array, actual: Array, *, batched: bool) -> Agreement:
@@ -32,22 +35,43 @@ def compare(expected: Array, actual: Array, *, batched: bool) -> Agreement:
 
     What is not finite has to be the same in both.
     """
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        return NONE
+    problem = _difference_in_kind(expected, actual)
+    if problem:
+        return replace(NONE, problem=problem)
     if np.array_equal(expected, actual):
         return Agreement(1.0, 0.0)
-    if expected.dtype.kind in "iubO":
+    if not is_floating(expected):
         equal = float(np.mean(np.asarray(expected == actual, np.float64)))
         return Agreement(equal, 1.0 - equal)
     ours, theirs = actual.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(theirs)
-    if not np.array_equal(np.isfinite(ours), finite):
-        return NONE
-    if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):
-        return NONE
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    odd = ~finite & (ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs))
+    if odd.any():
+        places = f"{np.count_nonzero(odd)} of {odd.size} places"
+        return replace(NONE, problem=f"has other NaN or infinite values than before, in {places}")
     ours, theirs = np.where(finite, ours, 0.0), np.where(finite, theirs, 0.0)
+    if has_single_values(theirs, batched=batched):
+        return Agreement(_likeness(ours.ravel(), theirs.ravel()), _difference(ours, theirs))
     rows = len(theirs) if batched and theirs.ndim else 1
     return Agreement(_least_cosine(ours.reshape(rows, -1), theirs.reshape(rows, -1)), _difference(ours, theirs))
+
+
+def _difference_in_kind(expected: Array, actual: Array) -> str:
+    if expected.shape != actual.shape:
+        return f"has the shape {list(actual.shape)}, where it had {list(expected.shape)}"
+    if expected.dtype != actual.dtype:
+        return f"is {actual.dtype}, where it was {expected.dtype}"
+    return ""
+
+
+def is_floating(array: Array) -> bool:
+    """Whether its values are floating-point numbers; numpy takes bfloat16 for a type of its own kind."""
+    return array.dtype.kind == "f" or array.dtype == DataType.BF16.numpy
+
+
+def has_single_values(array: Array, *, batched: bool) -> bool:
+    """Whether each row has one value, as a score has."""
+    return array.size == (len(array) if batched and array.ndim else 1)
 
 
 def compare_all(expected: Tensors, actual: Tensors, names: tuple[str, ...], *, batched: bool) -> dict[str, Agreement]:
@@ -55,7 +79,7 @@ def compare_all(expected: Tensors, actual: Tensors, names: tuple[str, ...], *, b
     return {
         name: compare(expected[name], actual[name], batched=batched)
         if {name} <= expected.keys() & actual.keys()
-        else NONE
+        else replace(NONE, problem="is missing")
         for name in names or expected
     }
 
@@ -67,6 +91,16 @@ def _least_cosine(ours: Floats, theirs: Floats) -> float:
     cosines = np.sum(ours * theirs, axis=1)
     cosines = np.where((our_lengths == 0) & (their_lengths == 0), 1.0, cosines)
     return float(np.clip(cosines, -1.0, 1.0).min())
+
+
+def _likeness(ours: Floats, theirs: Floats) -> float:
+    """What the cosine is of vectors of equal length, and less of others: from -1 to 1."""
+    largest = max(np.abs(ours).max(), np.abs(theirs).max())
+    if not largest:
+        return 1.0
+    ours, theirs = ours / largest, theirs / largest
+    distance = np.sum((ours - theirs) ** 2)
+    return float(1.0 - distance / (2.0 * max(np.sum(ours**2), np.sum(theirs**2))))
 
 
 def _normalized(rows: Floats) -> tuple[Floats, Any]:

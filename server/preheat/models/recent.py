@@ -4,14 +4,16 @@ import threading
 import time
 from collections import deque
 
-from preheat.messages import InferRequest, InputTensor
+from preheat.messages import InferRequest
 from preheat.scheduling.queue_policy import PRIORITY, TIMEOUT
-from preheat.tensors import Tensors, to_raw
+from preheat.tensors import Tensors, raw_size, to_raw
 
 _MOST_REQUESTS = 64
 _MOST_BYTES = 64 * 2**20
 # One in so many seconds is enough to see what is asked, and leaves out what it would cost to keep each.
 _SECONDS_BETWEEN = 0.005
+# Nor may what has to be copied hold requests up for more than about a hundredth of the time.
+_BYTES_COPIED_PER_SECOND = 64 * 2**20
 
 
 class RecentRequests:
@@ -34,6 +36,12 @@ class RecentRequests:
         if now_s < self._next_s or request.payload_bytes > _MOST_BYTES:
             return
         self._next_s = now_s + _SECONDS_BETWEEN
+        if request.sources:
+            # What lies in a client's memory is no payload of the request's, but will be of the copy.
+            size = sum(map(raw_size, inputs.values()))
+            self._next_s = now_s + max(_SECONDS_BETWEEN, size / _BYTES_COPIED_PER_SECOND)
+            if size > _MOST_BYTES:
+                return
         kept = _as_asked_again(request, inputs)
         with self._lock:
             self._kept.append((self._count, kept))
@@ -49,11 +57,11 @@ class RecentRequests:
 
 
 def _as_asked_again(request: InferRequest, inputs: Tensors) -> InferRequest:
-    tensors = request.inputs
+    tensors, size = request.inputs, request.payload_bytes
     if request.sources:
         # They lie in a client's memory, which it may change or take away.
-        tensors = tuple(
-            InputTensor(tensor.name, tensor.datatype, tensor.shape, to_raw(inputs[tensor.name])) for tensor in tensors
-        )
+        copies = {name: to_raw(array) for name, array in inputs.items()}
+        tensors = tuple(tensor._replace(data=copies[tensor.name]) for tensor in tensors)
+        size = sum(map(len, copies.values()))
     parameters = {key: value for key, value in request.parameters.items() if key not in (PRIORITY, TIMEOUT)}
-    return InferRequest(request.model, "", "", tensors, parameters=parameters, payload_bytes=request.payload_bytes)
+    return InferRequest(request.model, "", "", tensors, parameters=parameters, payload_bytes=size)

@@ -4,8 +4,8 @@ Requests are served by priority level, and within one by arrival; but one that h
 delays it, comes behind all others of its level. The rule, in that order:
 
 1. The first request decides: only requests with its batch key can join it, in turn, until one does not fit.
-2. A batch that cannot grow runs at once: it is full, or the next request of its key does not fit. It is full, too, at
-   the rows beyond which each would take longer than in a smaller one.
+2. A batch that cannot grow runs at once: it is full, or the next request of its key does not fit, or its request is to
+   share it with no other. It is full, too, at the rows beyond which each would take longer than in a smaller one.
 3. A batch whose rows reach the largest preferred size runs at once, at that size.
 4. Otherwise it waits until its oldest request has waited ``max_delay_s``, then runs as it is.
 
@@ -15,7 +15,7 @@ With preferred sizes, rule 4 first tries the largest preferred size that whole r
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from preheat.scheduling.pending import BatchKey, Pending
+from preheat.scheduling.pending import BatchKey, LoneKey, Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def choose(levels: Iterable[Iterable[Pending]], now_s: float, limits: BatchLimit
                 break
             candidates.append(pending)
             rows += pending.rows
-            if not limits.joins or rows >= most:
+            if not limits.joins or rows >= most or isinstance(pending.batch_key, LoneKey):
                 closed = True
                 break
     if not candidates or closed:

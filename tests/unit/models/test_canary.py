@@ -74,7 +74,12 @@ def test_one_that_answers_alike_takes_over(tmp_path: Path) -> None:
     ("answer", "says"),
     [
         pytest.param(lambda x: x, "output 'y' agrees too little: cosine -1.0000, allowed is 0.99", id="another sign"),
-        pytest.param(lambda x: x * np.nan, "agrees too little", id="no number"),
+        pytest.param(
+            lambda x: x * np.nan,
+            "output 'y' has other NaN or infinite values than before, in 2 of 2 places (4 live requests: 'y' cannot be "
+            "compared in 4 of 4; ",
+            id="no number",
+        ),
         pytest.param(lambda x: np.stack([-x[:, 0], x[:, 1]], axis=1), "cosine 0.0000", id="one wrong"),
         pytest.param(lambda _: raise_(ExecutionFailed("no such index")), "no such index", id="none"),
     ],
@@ -131,17 +136,47 @@ def test_what_the_serving_version_cannot_answer_is_no_sample(tmp_path: Path) -> 
     assert drop_in(stack, Recording()) == ""
 
 
+def test_where_none_of_those_that_came_can_be_answered_stored_requests_are_asked(tmp_path: Path) -> None:
+    stack = up(tmp_path, config(seconds="0") + WARMUP)
+    stack.made[0].do = lambda batch: raise_(ExecutionFailed("three")) if (batch == 3).any() else None
+    ask(stack, 3, 3, 3, 3, 3)
+    assert "1 stored request:" in drop_in(stack, Recording(answer=np.positive))
+
+
+def test_stored_requests_are_asked_as_clients_send_them(tmp_path: Path) -> None:
+    reshaped = "dims: [ 2, 1 ] reshape { shape: [ 2 ] } }\noutput"
+    stack = up(tmp_path, config(seconds="0").replace("dims: [ 2 ] }\noutput", reshaped) + WARMUP)
+    assert "1 stored request:" in drop_in(stack, Recording(answer=np.positive))
+
+
+SCORES = ECHO_CONFIG.replace('"y" data_type: TYPE_FP32 dims: [ 2 ]', '"y" data_type: TYPE_FP32 dims: [ 1 ]')
+
+
+def test_scores_are_compared_over_all_requests_since_one_value_has_no_direction(tmp_path: Path) -> None:
+    text = SCORES + parameters_text(FEW)
+    stack = Following(write_model(tmp_path, config=text).parent)
+    stack.next = lambda: Recording(answer=lambda x: x[:, :1])
+    stack.up()
+    ask(stack, 1, 2, 3, 4)
+    reason = drop_in(stack, Recording(answer=lambda x: 5 - x[:, :1]))
+    assert "output 'y' agrees too little: cosine 0.6667, allowed is 0.99 (4 live requests: " in reason
+    write(stack.repository / "m", 3)
+    stack.next = lambda: Recording(answer=lambda x: x[:, :1] * 1.02)
+    stack.manager.refresh("m")
+    assert stack.serves() == [3]
+
+
 WARMUP = """model_warmup { name: "known" batch_size: 1 inputs { key: "x" value {
     data_type: TYPE_FP32 dims: [ 2 ] random_data: true } } }"""
 
 
-@pytest.mark.parametrize(("warmup", "kind"), [(WARMUP, "1 stored"), ("", "4 made up")])
+@pytest.mark.parametrize(("warmup", "kind"), [(WARMUP, "1 stored request:"), ("", "4 made up requests:")])
 def test_without_traffic_stored_requests_are_asked_or_such_as_are_made_up(
     tmp_path: Path, warmup: str, kind: str
 ) -> None:
     stack = up(tmp_path, config(seconds="0") + warmup)
     reason = drop_in(stack, Recording(answer=np.positive))
-    assert f"{kind} requests" in reason
+    assert kind in reason
 
 
 def test_requests_that_come_meanwhile_count(tmp_path: Path) -> None:
@@ -159,6 +194,17 @@ def test_a_server_that_stops_waits_for_no_canary(tmp_path: Path) -> None:
         time.sleep(0.01)
     stack.manager.unload_all(PATIENCE_S)
     assert "the server is stopping" in dropping.result(PATIENCE_S)
+
+
+def test_a_server_that_stops_waits_for_no_answer(tmp_path: Path) -> None:
+    stack = up(tmp_path, config(seconds="3600"))
+    ask(stack, 7)
+    gate = Gate()
+    dropping = background(drop_in, stack, Recording(do=gate))
+    gate.await_entered()
+    stack.manager.unload_all(PATIENCE_S)
+    assert "the server is stopping" in dropping.result(PATIENCE_S)
+    gate.open()
 
 
 def test_other_tensors_are_refused_by_name(tmp_path: Path) -> None:

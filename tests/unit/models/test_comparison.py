@@ -81,6 +81,40 @@ def test_large_and_short_numbers_are_no_trouble() -> None:
     assert compare(short, (short * 2).astype(ml_dtypes.bfloat16), batched=True).difference == pytest.approx(1.0)
 
 
+SINGLE = arrays.arrays(np.float32, (3, 1), elements=st.floats(-(2.0**99), 2.0**99, width=32))
+
+
+@given(SINGLE, SINGLE)
+def test_single_values_are_compared_with_their_size(one: Any, other: Any) -> None:
+    there, back = compare(one, other, batched=True), compare(other, one, batched=True)
+    assert -1.0 <= there.cosine <= 1.0
+    assert there.cosine == pytest.approx(back.cosine, abs=1e-9)
+
+
+def test_a_score_that_is_another_does_not_agree() -> None:
+    score = np.array([[0.01]], np.float32)
+    assert compare(score, np.array([[0.99]], np.float32), batched=True).cosine < 0.6
+    assert compare(score, -score, batched=True).cosine == pytest.approx(-1.0)
+    assert compare(np.array([0.9]), np.array([0.91]), batched=False).cosine > 0.99
+    # Small ones beside a large one weigh little, as in a cosine.
+    assert compare(np.array([[1e-5], [1.0]]), np.array([[2e-5], [1.0]]), batched=True).cosine > 0.99
+
+
+def test_what_cannot_be_compared_says_why() -> None:
+    array = np.ones((1, 2), np.float32)
+    assert compare(array, array[:, :1], batched=True).problem == "has the shape [1, 1], where it had [1, 2]"
+    assert compare(array, array.astype(np.float16), batched=True).problem == "is float16, where it was float32"
+    assert compare(array, array * np.nan, batched=True).problem == (
+        "has other NaN or infinite values than before, in 2 of 2 places"
+    )
+    assert compare_all({"a": array}, {}, (), batched=True)["a"].problem == "is missing"
+
+
+@pytest.mark.parametrize("kind", [np.str_, np.bytes_, np.complex128])
+def test_types_that_no_model_gives_can_be_compared_too(kind: type) -> None:
+    assert compare(np.array(["1", "2"]).astype(kind), np.array(["1", "3"]).astype(kind), batched=True).cosine == 0.5
+
+
 def test_outputs_go_by_name_and_one_that_is_missing_agrees_in_nothing() -> None:
     one = np.ones(2, np.float32)
     assert compare_all({"a": one, "b": one}, {"a": one}, (), batched=False) == {"a": SAME, "b": NONE}

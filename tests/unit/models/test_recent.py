@@ -50,6 +50,29 @@ def test_what_lies_in_a_clients_memory_is_copied() -> None:
     assert not kept.places
 
 
+def lent(size: int) -> InferRequest:
+    """A request whose data lies in a client's memory, which is no payload of its own."""
+    source = (0, Place("region", 0, size))
+    return InferRequest("m", "", "", (InputTensor("x", "FP32", (1, size // 4), b""),), sources=(source,))
+
+
+def test_copies_of_what_clients_share_count_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preheat.models.recent._MOST_BYTES", 100)
+    recent = RecentRequests()
+    for size in (40, 40, 40, 104):
+        recent.offer(lent(size), {"x": np.ones((1, size // 4), np.float32)})
+    assert [each.payload_bytes for each in recent.since(0)[0]] == [40, 40]
+
+
+def test_the_larger_what_is_copied_the_rarer_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preheat.models.recent._BYTES_COPIED_PER_SECOND", 16)
+    recent = RecentRequests()
+    # 40 bytes are 2.5 s of copying: the next is due at the third look at the clock after.
+    for _ in range(6):
+        recent.offer(lent(40), {"x": np.ones((1, 10), np.float32)})
+    assert len(recent.since(0)[0]) == 2
+
+
 def test_only_the_latest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     recent = RecentRequests()
     for number in range(100):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.builders import pending
 
 from preheat.scheduling.batching import BatchLimits, Choice, choose
-from preheat.scheduling.pending import Pending
+from preheat.scheduling.pending import LoneKey, Pending
 from preheat.scheduling.queue_policy import Standing
 
 NOW_S = 100.0
@@ -276,3 +276,10 @@ def test_a_request_of_more_rows_than_are_joined_runs_alone() -> None:
     limits = replace(PATIENT, worthwhile={pending(key="a").batch_key: 3})
     large, small = pending(rows=5, key="a", arrived_s=NOW_S), pending(rows=1, key="a", arrived_s=NOW_S)
     assert run([large, small], limits).batch == [large]
+
+
+@pytest.mark.parametrize("limits", [PATIENT, PREFERRING])
+def test_one_that_shares_its_batch_with_none_holds_nobody_up(limits: BatchLimits) -> None:
+    lone, *others = waiting_rows(1, 1, 1)
+    lone.batch_key = LoneKey(lone.batch_key)
+    assert run([lone, *others], limits).batch == [lone]
