@@ -10,7 +10,8 @@ import shutil
 import tempfile
 import zipfile
 from _ctypes import dlclose
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,24 +63,22 @@ class LibraryRunner:
         self._library = _open_library(path, member)
         self._container = ctypes.c_void_p()
         try:
-            self._check(
-                self._library.AOTInductorModelContainerCreateWithDevice(
-                    ctypes.byref(self._container), ctypes.c_size_t(runners), b"cpu", None
-                )
-            )
-            counts = (ctypes.c_size_t * 2)()
-            self._check(self._library.AOTInductorModelContainerGetNumInputs(self._container, ctypes.byref(counts, 0)))
-            offset = ctypes.sizeof(ctypes.c_size_t)
-            self._check(
-                self._library.AOTInductorModelContainerGetNumOutputs(self._container, ctypes.byref(counts, offset))
-            )
+            _on_a_thread_of_its_own(lambda: self._create(runners))
         except BaseException:
             self.close()
             raise
-        self._inputs, self._outputs = ctypes.c_void_p * counts[0], ctypes.c_void_p * counts[1]
-        self._counts = ctypes.c_size_t(counts[0]), ctypes.c_size_t(counts[1])
         name = "AOTInductorModelContainerRun" + ("SingleThreaded" if single_threaded else "")
         self._run = self._library[name]
+
+    def _create(self, runners: int) -> None:
+        library, container = self._library, self._container
+        count = ctypes.c_size_t(runners)
+        self._check(library.AOTInductorModelContainerCreateWithDevice(ctypes.byref(container), count, b"cpu", None))
+        inputs, outputs = ctypes.c_size_t(), ctypes.c_size_t()
+        self._check(library.AOTInductorModelContainerGetNumInputs(container, ctypes.byref(inputs)))
+        self._check(library.AOTInductorModelContainerGetNumOutputs(container, ctypes.byref(outputs)))
+        self._inputs, self._outputs = ctypes.c_void_p * inputs.value, ctypes.c_void_p * outputs.value
+        self._counts = inputs, outputs
 
     def run(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run, and let other threads run meanwhile. The package takes over its handles of the inputs."""
@@ -97,7 +96,7 @@ class LibraryRunner:
     def close(self) -> None:
         """Free the weights and unload the library."""
         if self._container.value:
-            self._library.AOTInductorModelContainerDelete(self._container)
+            _on_a_thread_of_its_own(lambda: self._library.AOTInductorModelContainerDelete(self._container))
             self._container = ctypes.c_void_p()
         dlclose(self._library._handle)
 
@@ -109,6 +108,12 @@ class LibraryRunner:
             raise RuntimeError(
                 (text.value or b"").decode(errors="replace") or "the package failed and does not say why"
             )
+
+
+def _on_a_thread_of_its_own(call: Callable[[], object]) -> None:
+    """A library that keeps something by thread cannot be unloaded before the threads end that were in it."""
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(call).result()
 
 
 def _open_library(path: Path, member: str) -> ctypes.CDLL:
