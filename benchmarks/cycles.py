@@ -235,9 +235,10 @@ _WRITERS: Mapping[str, Callable[[Path], None]] = {
     "aot_inductor": _write_package,
 }
 _ABOUT = """\
-A small model, loaded and unloaded by RPC. Memory is the server's, once what the model had is freed and given back; files,
-threads and mappings are those after the first unload, and after the last. Each load is of the same artifact: what
-`torch_compile` and `torchao` have compiled stays in the process, and is found there again; another artifact's comes to it."""
+A small model, loaded and unloaded by RPC. Memory is the server's, once what the model had is freed and given back;
+files, threads and mappings are those after the first unload, and after the last. Each load is of the same artifact:
+what `torch_compile` and `torchao` have compiled stays in the process, and is found there again; another artifact's
+comes to it."""
 
 
 if __name__ == "__main__":
