@@ -29,6 +29,7 @@ from preheat.models.swapping import Swapper
 from preheat.plugins import load_backend
 from preheat.repository.arrival import remove_leftovers
 from preheat.repository.scan import BrokenModel, ModelFolder, scan
+from preheat.repository.stamps import UNKNOWN
 from preheat.repository.watching import Watcher, stamp_models
 from preheat.settings import InvalidSetting, Settings
 from preheat.telemetry.events import Event, ModelSettled, Observer, StateChanged, broadcast
@@ -93,7 +94,7 @@ class Server:
         self._transport = make_transport(
             self._engine, _listening(settings), wanted=settings.transport, trusted=settings.trusted_network
         )
-        if settings.allow_model_upload and (removed := remove_leftovers(settings.repositories)):
+        if removed := remove_leftovers(settings.repositories):
             log.info("removed %d versions that were being received when a server ended", removed)
         # Before they are read: what changes from then on is seen.
         self._watches = control is Control.WATCH
@@ -109,7 +110,8 @@ class Server:
         self._follower = Follower(self._manager.refresh, concurrency=settings.load_concurrency)
         self._watcher = Watcher(
             settings.repositories,
-            known={name: stamp for name, stamp in stamps.items() if name not in restless},
+            # Nothing is like what is not known of the restless; but that they go is news.
+            known={name: UNKNOWN if name in restless else stamp for name, stamp in stamps.items()},
             tell=self._follower.tell,
             settle_s=settings.settle_seconds,
             poll_s=settings.repository_poll_seconds,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 from tests.e2e.server_process import LIMIT_S, ServerProcess
-from tests.e2e.test_following import SPEAKER, SPEAKER_CONFIG, ask, speak, wait_until
+from tests.e2e.test_following import MOMENTS, SPEAKER, SPEAKER_CONFIG, ask, speak, wait_until
 
 OPTIONS = ("--settle-seconds", "0.3", "--allow-model-upload", "true")
 
@@ -140,9 +140,9 @@ def test_a_push_without_a_server_puts_it_where_it_is_told(tmp_path: Path, reposi
     assert (repository / "speaker" / "2" / "model.py").is_file()
 
 
-@pytest.mark.parametrize("moment", [0, 1, 4, 16, 64])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_server_that_is_killed_while_it_receives_leaves_a_repository_that_serves(
-    tmp_path: Path, repository: Path, server: ServerProcess, moment: int
+    tmp_path: Path, repository: Path, server: ServerProcess, moment: float
 ) -> None:
     large = tmp_path / "large"
     large.mkdir()
@@ -157,7 +157,7 @@ def test_a_server_that_is_killed_while_it_receives_leaves_a_repository_that_serv
         except OSError:
             return 0
 
-    wait_until(lambda: received() >= moment * 2**20 or pushing.poll() is not None, "nothing was received")
+    wait_until(lambda: received() >= moment * 96 * 2**20 or pushing.poll() is not None, "nothing was received")
     server.send_signal(signal.SIGKILL)
     server.wait()
     pushing.communicate(timeout=LIMIT_S)

@@ -8,9 +8,9 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from preheat.scheduling.warmup import least_size
 from preheat.tensors import Array, DataType, Tensors, to_raw
 
 log = logging.getLogger(__name__)
+
+# Why nobody waits for a verdict any more; empty while somebody does.
+GivenUp: TypeAlias = Callable[[], str]
 
 # How often is looked whether more requests have come.
 _LOOK_SECONDS = 0.02
@@ -67,10 +70,10 @@ class _Refused(Exception):
     """The new version is refused for what the text says."""
 
 
-def judge(serving: Asked, candidate: Asked, policy: CanaryPolicy, stopping: threading.Event) -> Verdict:
+def judge(serving: Asked, candidate: Asked, policy: CanaryPolicy, given_up: GivenUp) -> Verdict:
     """Ask both, and compare. Blocks, for ``policy.seconds`` where little is asked, and for what answering takes.
 
-    ``stopping`` ends it early, with the new version refused. Its requests count in the statistics of both.
+    What ``given_up`` says ends it early, with the new version refused. Its requests count in the statistics of both.
     """
     log.info(
         "%s/%d is tried on %d requests, against version %d, before it takes over",
@@ -79,8 +82,8 @@ def judge(serving: Asked, candidate: Asked, policy: CanaryPolicy, stopping: thre
     figures = Figures()
     try:
         _check_signatures(serving, candidate, policy)
-        for kind, request in _requests(serving, policy, figures, stopping):
-            expected, actual = _ask_both(serving, candidate, request, stopping)
+        for kind, request in _requests(serving, policy, figures, given_up):
+            expected, actual = _ask_both(serving, candidate, request, given_up)
             _compare(expected, actual, kind, figures, policy, batched=serving.completed.client_signature.batches)
         _check_figures(policy, figures)
     except _Refused as exc:
@@ -101,29 +104,38 @@ def _check_signatures(serving: Asked, candidate: Asked, policy: CanaryPolicy) ->
 
 
 def _requests(
-    serving: Asked, policy: CanaryPolicy, figures: Figures, stopping: threading.Event
+    serving: Asked, policy: CanaryPolicy, figures: Figures, given_up: GivenUp
 ) -> Iterator[tuple[str, InferRequest]]:
     """Live requests as they come, and where these are too few, stored ones; or such as are made up. And their kind.
 
     Only those count that were compared, by ``figures``: what the version that serves cannot answer is no sample.
     """
-    until_s = time.monotonic() + policy.seconds
-    count = 0
-    while figures.samples < policy.samples:
-        requests, count = ([], 0) if serving.recent is None else serving.recent.since(count)
-        for request in requests:
-            if figures.samples < policy.samples:
-                yield "live", request
-        if time.monotonic() >= until_s:
-            break
-        if stopping.wait(0.0 if requests else _LOOK_SECONDS):
-            raise _Refused("the server is stopping")
+    for request in _live_requests(serving, policy.seconds, given_up):
+        yield "live", request
+        if figures.samples >= policy.samples:
+            return
     for request in stored_requests(serving.name, serving.completed):
-        if figures.samples < policy.samples:
-            yield "stored", request
+        yield "stored", request
+        if figures.samples >= policy.samples:
+            return
     if not figures.samples:
         for request in made_up_requests(serving.name, serving.completed.client_signature):
             yield "made up", request
+
+
+def _live_requests(serving: Asked, seconds: float, given_up: GivenUp) -> Iterator[InferRequest]:
+    """Those there are, and those that come within ``seconds``."""
+    until_s = time.monotonic() + seconds
+    count = 0
+    while True:
+        requests, count = ([], 0) if serving.recent is None else serving.recent.since(count)
+        yield from requests
+        if time.monotonic() >= until_s:
+            return
+        if reason := given_up():
+            raise _Refused(reason)
+        if not requests:
+            time.sleep(_LOOK_SECONDS)
 
 
 def stored_requests(name: str, completed: CompletedConfiguration) -> Sequence[InferRequest]:
@@ -212,13 +224,13 @@ class _Question:
         if self._pending is None:
             raise _Refused(f"version {asked.version} is served no more")
 
-    def wait(self, stopping: threading.Event) -> _Answered:
-        """Raises _Refused for an answer that does not come, and where ``stopping`` comes before it."""
+    def wait(self, given_up: GivenUp) -> _Answered:
+        """Raises _Refused for an answer that does not come, and where it is given up before."""
         until_s = time.monotonic() + _ANSWER_SECONDS
         while not self.answered.wait(_LOOK_SECONDS):
-            if stopping.is_set():
+            if reason := given_up():
                 self._cancel()
-                raise _Refused("the server is stopping")
+                raise _Refused(reason)
             if time.monotonic() >= until_s:
                 self._cancel()
                 raise _Refused(f"version {self._asked.version} has not answered within {_ANSWER_SECONDS:.0f} s")
@@ -240,7 +252,7 @@ class _Question:
 
 
 def _ask_both(
-    serving: Asked, candidate: Asked, request: InferRequest, stopping: threading.Event
+    serving: Asked, candidate: Asked, request: InferRequest, given_up: GivenUp
 ) -> tuple[_Answered, _Answered]:
     """Ask both at once. The new version is asked again until the other has answered, for what each takes is compared.
 
@@ -248,11 +260,15 @@ def _ask_both(
     nothing else while it computes. What it takes is the median of its runs.
     """
     question = _Question(serving, request)
-    actual = _Question(candidate, request).wait(stopping)
+    actual = _Question(candidate, request).wait(given_up)
     took_s = [actual.compute_s]
     while not question.answered.is_set() and len(took_s) < _MOST_RUNS:
-        took_s.append(_Question(candidate, request).wait(stopping).compute_s)
-    return question.wait(stopping), replace(actual, compute_s=statistics.median(took_s))
+        again = _Question(candidate, request).wait(given_up)
+        if isinstance(again.outputs, ServingError):
+            actual = again
+            break
+        took_s.append(again.compute_s)
+    return question.wait(given_up), replace(actual, compute_s=statistics.median(took_s))
 
 
 def _check_figures(policy: CanaryPolicy, figures: Figures) -> None:

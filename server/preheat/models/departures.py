@@ -91,10 +91,25 @@ class Departures:
 
     def let_go_kept(self, handle: Handle) -> None:
         """As :meth:`let_go`, of one that is kept; no effect if it is not any more."""
-        if self.take_back(handle):
-            with self._lock:
-                self._leaving.add(handle)
+        if self._end_keeping(handle):
             self.let_go(handle)
+
+    def release_kept(self, handle: Handle) -> bool:
+        """As :meth:`release`, of one that is kept; False if it is not any more."""
+        if not self._end_keeping(handle):
+            return False
+        self.release(handle)
+        return True
+
+    def _end_keeping(self, handle: Handle) -> bool:
+        """Have a kept handle be leaving; False if it is not kept any more."""
+        with self._lock:
+            timer = self._kept.pop(handle, None)
+            if timer is None or self._stopping.is_set():
+                return False
+            timer.cancel()
+            self._leaving.add(handle)
+            return True
 
     def take_back(self, handle: Handle) -> bool:
         """Have a kept handle, which can serve at once; False if it is not kept any more."""

@@ -110,6 +110,8 @@ class Handle:
         self._policies = QueuePolicies() if batching is None else batching.queues
         # What may be asked again, of a successor, say; None while nobody wants to know.
         self.recent: RecentRequests | None = None
+        # What its files lie in, where that goes when nobody holds it.
+        self.origin: object = None
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._in_flight: set[Pending] = set()

@@ -75,14 +75,13 @@ class ModelManager:
 
     def load(self, jobs: Sequence[Job]) -> None:
         """Load and warm what was declared, several at a time. Returns when each is READY or FAILED."""
-        folders = {job.folder.path: job.folder for job in jobs}
+        models: dict[str, list[Job]] = {}
+        for job in jobs:
+            models.setdefault(job.lifecycle.model, []).append(job)
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="loader") as pool:
-            loads = [pool.submit(self._load_first, job) for job in jobs]
-        for each in loads:
-            each.result()
-        for folder in folders.values():
-            with self._changing(folder.configuration.name) as record:
-                self._swapper.conclude(record, folder)
+            loads = [pool.submit(self._load_first, name, each) for name, each in models.items()]
+        for load in loads:
+            load.result()
 
     def load_model(self, name: str, config: str | None = None, files: Mapping[str, bytes] = NO_FILES) -> None:
         """Load a model as it is on disk now, or as ``config`` (JSON) and ``files`` have it, whatever was asked before.
@@ -109,6 +108,10 @@ class ModelManager:
                 record.override = override
                 record.hold(stamp_model(self._repositories, name))
             failures = self._swapper.serve(record, found, anew=True)
+            for handle in self._registry.handles_of(name):
+                if override is not None and handle.completed.configuration.file.is_relative_to(override.folder.path):
+                    # The folder is to last as long as what was loaded from it.
+                    handle.origin = override
             if failures:
                 log.warning("loading %s on request failed: %s", name, " ".join(failures))
                 raise LoadFailed(f"load failed for model '{name}': {' '.join(failures)}")
@@ -120,7 +123,7 @@ class ModelManager:
         """
         if not self._registry.knows(name):
             raise ModelNotFound(f"failed to unload '{name}', no such model was loaded")
-        with self._changing(name) as record:
+        with self._changing(name, hurries=True) as record:
             record.follow()
             record.hold(stamp_model(self._repositories, name))
             self._swapper.retire_all(record)
@@ -130,6 +133,8 @@ class ModelManager:
     def refresh(self, name: str) -> None:
         """Serve a model as its folder is now, or no more if it is gone. Never raises: what fails is in the index."""
         if not self._registry.knows(name) and name not in self.names_on_disk():
+            # It may have been waited for.
+            self._registry.wait_no_more(name)
             return
         with self._changing(name) as record:
             try:
@@ -161,9 +166,9 @@ class ModelManager:
         """
         if not self._registry.knows(name):
             raise ModelNotFound(f"failed to roll '{name}' back, no such model was loaded")
-        with self._changing(name) as record:
-            kept, record.kept = record.kept, None
-            if kept is not None and self._departures.take_back(kept.handle):
+        with self._changing(name, hurries=True) as record:
+            kept, record.kept = [each for each in record.kept if self._departures.take_back(each.handle)], []
+            if kept:
                 return self._roll_back_in_memory(record, kept)
             return self._roll_back_on_disk(record)
 
@@ -176,21 +181,26 @@ class ModelManager:
         return self._departures.stop(timeout_s)
 
     @contextmanager
-    def _changing(self, name: str) -> Iterator[Record]:
-        """The model's record, for whoever changes it: one at a time."""
+    def _changing(self, name: str, *, hurries: bool = False) -> Iterator[Record]:
+        """The model's record, for whoever changes it: one at a time. ``hurries``: no canary is waited for."""
         with self._lock:
             record = self._records.setdefault(name, Record(name))
+        if hurries:
+            record.hurry.set()
         try:
             with record.lock:
+                record.hurry.clear()
                 yield record
         finally:
             self._observer(ModelSettled(name))
 
-    def _load_first(self, job: Job) -> None:
-        with self._lock:
-            record = self._records.setdefault(job.lifecycle.model, Record(job.lifecycle.model))
-        source = source_of(job.folder, job.lifecycle.version, stamp_folder(job.folder.path))
-        self._swapper.load(record, job.folder, job.lifecycle, source, first=True)
+    def _load_first(self, name: str, jobs: Sequence[Job]) -> None:
+        """Load a model's versions when the server starts."""
+        with self._changing(name) as record:
+            for job in jobs:
+                source = source_of(job.folder, job.lifecycle.version, stamp_folder(job.folder.path))
+                self._swapper.load(record, job.folder, job.lifecycle, source, first=True)
+            self._swapper.conclude(record, jobs[0].folder)
 
     def _refresh(self, record: Record) -> None:
         """As :meth:`refresh`, with the record's lock held."""
@@ -227,19 +237,17 @@ class ModelManager:
         subject = f"{record.name}/{version}"
         if version in record.serving:
             return f"{subject} is READY"
-        if record.holds(stamp_model(self._repositories, record.name)):
-            return f"{subject} is in the repository; the model was unloaded or rolled back, and is not loaded"
         reason = self._registry.reason(record.name, version)
         if reason:
             raise LoadFailed(f"{subject} is in the repository, but is not served: {reason}")
         return f"{subject} is in the repository; its version_policy wants others"
 
-    def _roll_back_in_memory(self, record: Record, kept: Kept) -> str:
+    def _roll_back_in_memory(self, record: Record, kept: Sequence[Kept]) -> str:
         """Route to what was kept, and put aside on disk what the next start would take instead."""
-        name, version = record.name, kept.handle.version
-        newer = [each for each in record.serving if each > version]
+        name, newer = record.name, sorted(record.came)
         self._swapper.put_back(record, kept)
-        told = [f"{name}/{version} serves again, which was in memory still"]
+        versions = " and ".join(f"{name}/{each.handle.version}" for each in kept)
+        told = [f"{versions} serves again, which was in memory still"]
         try:
             told += [self._put_aside(name, each) for each in newer]
         except (LoadFailed, OSError) as exc:
@@ -247,11 +255,11 @@ class ModelManager:
         if not newer:
             told.append("until its files change, or the server starts anew: those it was loaded from are gone")
         record.hold(stamp_model(self._repositories, name))
-        self._registry.note(name, f"rolled back to version {version}")
+        self._registry.note(name, f"rolled back to {versions}")
         return "; ".join(told)
 
     def _roll_back_on_disk(self, record: Record) -> str:
-        """Put aside the newest version that serves, and load the one before."""
+        """Put aside the newest version that serves, and whatever failed after it, and load the one before."""
         name = record.name
         newest = max(record.serving, default=None)
         folder = find_model(self._repositories, name)
@@ -261,11 +269,11 @@ class ModelManager:
             there_is = "it does not serve" if newest is None else f"there is no version before {newest} on disk"
             raise ModelNotFound(f"failed to roll '{name}' back: nothing that it was is in memory, and {there_is}")
         try:
-            told = self._put_aside(name, newest)
+            told = [self._put_aside(name, version) for version in there if version >= newest]
         except OSError as exc:
             raise LoadFailed(f"failed to roll '{name}' back: version {newest} cannot be put aside: {exc}") from exc
         self._refresh(record)
-        return f"{self._tell_placed(record, before[-1])}; {told}"
+        return "; ".join([self._tell_placed(record, before[-1]), *told])
 
     def _put_aside(self, name: str, version: int) -> str:
         """Rename a version's folder, so that it is none any more; what was done. Raises LoadFailed, OSError."""

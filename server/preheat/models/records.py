@@ -22,7 +22,8 @@ class Record:
     """One model. All of it is read and changed under ``lock``, which whoever changes the model holds meanwhile.
 
     ``serving`` and ``failed`` say what each version was loaded from, or in vain. ``override`` is what was asked to be
-    served instead of the folder.
+    served instead of the folder. ``kept`` is what the last change replaced, and ``came`` the versions that it brought.
+    ``hurry``, which anyone may set: whoever waits for the lock waits for no canary.
     """
 
     name: str
@@ -30,7 +31,9 @@ class Record:
     serving: dict[int, Source] = field(default_factory=dict)
     failed: dict[int, Source] = field(default_factory=dict)
     override: Override | None = None
-    kept: Kept | None = None
+    kept: list[Kept] = field(default_factory=list)
+    came: set[int] = field(default_factory=set)
+    hurry: threading.Event = field(default_factory=threading.Event)
     _held: bool = False
     _held_at: FolderStamp | None = None
 

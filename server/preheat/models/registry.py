@@ -142,6 +142,10 @@ class Registry:
             if version in self._handles_of(model):
                 return Lifecycle(model, version, observer=nobody)
             lifecycle = Lifecycle(model, version, observer=self._observer)
+            earlier = self._lifecycles.get(model, {}).get(version)
+            if earlier is not None:
+                # It may still drain, and has nothing to say any more of a version that comes anew.
+                earlier.announce_to(nobody)
             self._lifecycles.setdefault(model, {})[version] = lifecycle
             return lifecycle
 

@@ -1,7 +1,7 @@
 """Serving a model as its folder is now: what is new beside what is old, one step from one to the other."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from preheat.errors import InvalidArtifact, LoadFailed, ServerStopping, reason_of
 from preheat.memory.process import available_bytes
@@ -51,12 +51,24 @@ class Swapper:
         steps = plan({} if anew else record.serving, wanted, {} if anew else record.failed)
         resized = [version for version in steps.resize if self._resize(record, folder, wanted[version], version)]
         loads = sorted({*steps.load, *steps.resize} - set(resized))
+        failures: list[str] = []
         if loads and folder.configuration.server.swap is Swap.REPLACE:
-            self._make_way(record)
-        failures = [
-            failure for version in loads if (failure := self._load_anew(record, folder, version, wanted[version]))
-        ]
+            failures = self._check_all(record, folder, wanted, loads)
+            if not failures:
+                self._make_way(record)
+                loads = list(plan({}, wanted, record.failed).load)
+        before, earlier = set(record.serving), record.kept
+        record.kept = []
+        if not failures:
+            failures = [
+                failure for version in loads if (failure := self._load_anew(record, folder, version, wanted[version]))
+            ]
         self._conclude(record, folder, wanted)
+        if record.kept or set(record.serving) - before:
+            self._forget(earlier)
+            record.came = set(record.serving) - before
+        else:
+            record.kept = earlier
         return failures
 
     def load(
@@ -74,11 +86,11 @@ class Swapper:
             if not first:
                 self._check(record, folder, source, version)
             loaded = self._loader.load(folder, lifecycle, serving=not first and bool(self._registry.handles()))
-            replaced = self._publish(folder, loaded, source)
+            replaced = self._publish(record, folder, loaded, None if first else source)
         except BaseException as exc:  # whatever a model's code raises, sys.exit() included, is this version's failure
             return self._fail(record, lifecycle, source, exc)
         if replaced is not None:
-            self._let_go(record, Kept(replaced, record.serving[version]))
+            self._let_go(record, Kept(replaced, record.serving.get(version, source)))
         record.serving[version] = source
         record.failed.pop(version, None)
         self._observer(loaded.event)
@@ -89,17 +101,24 @@ class Swapper:
         stamp = stamp_folder(folder.path)
         self._conclude(record, folder, {each: source_of(folder, each, stamp) for each in folder.versions})
 
-    def put_back(self, record: Record, kept: Kept) -> None:
-        """Serve what was kept, which the caller has, instead of all that is served now. Raises ServerStopping."""
-        version = kept.handle.version
-        kept.handle.lifecycle = self._registry.begin(record.name, version)
-        replaced = self._departures.publish(kept.handle)
-        if replaced is not None:
-            self._departures.let_go(replaced)
+    def put_back(self, record: Record, kept: Sequence[Kept]) -> None:
+        """Serve what was kept, which the caller has, instead of what the last change brought. Raises ServerStopping."""
+        for each in kept:
+            version = each.handle.version
+            each.handle.lifecycle = self._registry.begin(record.name, version)
+            try:
+                replaced = self._departures.publish(each.handle)
+            except ServerStopping:
+                self._departures.discard(each.handle)
+                raise
+            if replaced is not None:
+                self._departures.let_go(replaced)
+            record.serving[version] = each.source
         for handle in self._registry.handles_of(record.name):
-            if handle is not kept.handle and self._departures.retire(handle):
+            if handle.version in record.came and self._departures.retire(handle):
                 self._departures.let_go(handle)
-        record.serving = {version: kept.source}
+                record.serving.pop(handle.version, None)
+        record.came = set()
 
     def retire_all(self, record: Record) -> None:
         """Serve nothing of the model any more, and keep nothing of it."""
@@ -108,7 +127,8 @@ class Swapper:
                 self._departures.let_go(handle)
         record.serving.clear()
         record.failed.clear()
-        self._forget_kept(record)
+        self._forget(record.kept)
+        record.kept, record.came = [], set()
 
     def _load_anew(self, record: Record, folder: ModelFolder, version: int, source: Source) -> str:
         return self.load(record, folder, self._registry.begin(record.name, version), source)
@@ -120,26 +140,45 @@ class Swapper:
             return
         size = sum(file.size for file in source.files)
         left = available_bytes()
+        if left is not None and left < size and self._release(record.kept):
+            record.kept = []
+            left = available_bytes()
         if left is not None and left < size:
-            self._forget_kept(record)
             raise LoadFailed(
                 f"{folder.path / str(version)} has {size / 2**20:.0f} MiB, which do not fit beside what is served: "
                 f"{left / 2**20:.0f} MiB are left; set preheat.swap: replace to have that freed before, and nothing "
                 "served meanwhile"
             )
 
-    def _publish(self, folder: ModelFolder, loaded: Loaded, source: Source) -> Handle | None:
-        """Route to what was loaded, if it is still what lies there and does as well as what served before."""
+    def _check_all(
+        self, record: Record, folder: ModelFolder, wanted: Mapping[int, Source], versions: Sequence[int]
+    ) -> list[str]:
+        """Why some of ``versions`` need not be tried, before what is served makes way for them."""
+        failures = []
+        for version in versions:
+            try:
+                check_version(folder.path / str(version))
+            except LoadFailed as exc:
+                lifecycle = self._registry.begin(record.name, version)
+                failures.append(self._fail(record, lifecycle, wanted[version], exc))
+        return failures
+
+    def _publish(self, record: Record, folder: ModelFolder, loaded: Loaded, source: Source | None) -> Handle | None:
+        """Route to what was loaded, if it does as well as what served before, and is still what lies there.
+
+        ``source`` None: that is not looked at.
+        """
         handle = loaded.handle
         try:
-            _check_unchanged(folder, handle.version, source)
-            self._try(folder, handle)
+            if source is not None:
+                _check_unchanged(folder, handle.version, source)
+            self._try(record, folder, handle)
             return self._departures.publish(handle)
         except BaseException:
             self._departures.discard(handle)
             raise
 
-    def _try(self, folder: ModelFolder, candidate: Handle) -> None:
+    def _try(self, record: Record, folder: ModelFolder, candidate: Handle) -> None:
         """Have it asked what the one before is, where the model has a canary. Raises LoadFailed if it is refused."""
         policy = folder.configuration.server.canary
         if policy is not None:
@@ -149,9 +188,15 @@ class Swapper:
             return
         before = serving.get(candidate.version) or serving[max(serving)]
         before.keep_requests()
-        verdict = judge(before, candidate, policy, self._departures.stopping)
+        verdict = judge(before, candidate, policy, lambda: self._why_not_wait(record))
         if not verdict.accepted:
             raise LoadFailed(f"the canary stays aside, and version {before.version} goes on: {verdict.text}")
+
+    def _why_not_wait(self, record: Record) -> str:
+        """Why a canary is given up; empty if it is not."""
+        if self._departures.stopping.is_set():
+            return "the server is stopping"
+        return "the model is unloaded or rolled back" if record.hurry.is_set() else ""
 
     def _resize(self, record: Record, folder: ModelFolder, source: Source, version: int) -> bool:
         """Change the number of instances in place; False if it has to be loaded for that."""
@@ -159,10 +204,14 @@ class Swapper:
         try:
             if not self._loader.resize(folder, handle):
                 return False
-        except LoadFailed as exc:
-            log.error("%s/%d keeps its instances: %s", record.name, version, exc)  # noqa: TRY400 - it says why
+        # Whatever a backend raises as it opens one more.
+        except Exception as exc:
+            log.error(  # noqa: TRY400 - a defect has its trace
+                "%s/%d keeps its instances: %s", record.name, version, reason_of(exc),
+                exc_info=None if isinstance(exc, LoadFailed) else exc,
+            )  # fmt: skip
             record.failed[version] = source
-            self._registry.note(record.name, str(exc))
+            self._registry.note(record.name, reason_of(exc))
             return True
         record.serving[version] = source
         record.failed.pop(version, None)
@@ -174,7 +223,8 @@ class Swapper:
             if self._departures.retire(handle):
                 self._departures.release(handle)
         record.serving.clear()
-        self._forget_kept(record)
+        self._forget(record.kept)
+        record.kept = []
 
     def _conclude(self, record: Record, folder: ModelFolder, wanted: dict[int, Source]) -> None:
         """Retire what is not wanted any more; or if not all that is wanted is served, see that something is."""
@@ -211,21 +261,24 @@ class Swapper:
         return False
 
     def _let_go(self, record: Record, gone: Kept) -> None:
-        """Let go of what was replaced: after a while, if there is room for it until then."""
-        self._forget_kept(record)
+        """Let go of what was replaced: after a while, if there is room for it until then; a GPU's is not known."""
         size = sum(file.size for file in gone.source.files)
         left = available_bytes()
-        if self._keep_s and (left is None or left >= 2 * size + _SPARE_BYTES):
-            record.kept = gone
+        on_host = all(source.device == "cpu" for source in gone.handle.engines.cached.sources)
+        if self._keep_s and on_host and (left is None or left >= 2 * size + _SPARE_BYTES):
+            record.kept.append(gone)
             self._departures.let_go(gone.handle, keep_s=self._keep_s)
         else:
             self._departures.let_go(gone.handle)
 
-    def _forget_kept(self, record: Record) -> None:
-        """Have freed what is kept of the model."""
-        if record.kept is not None:
-            self._departures.let_go_kept(record.kept.handle)
-            record.kept = None
+    def _forget(self, kept: Sequence[Kept]) -> None:
+        """Have freed what is kept."""
+        for each in kept:
+            self._departures.let_go_kept(each.handle)
+
+    def _release(self, kept: Sequence[Kept]) -> bool:
+        """Free what is kept, and wait until that is done; whether there was any."""
+        return sum(self._departures.release_kept(each.handle) for each in kept) > 0
 
     def _fail(self, record: Record, lifecycle: Lifecycle, source: Source, exc: BaseException) -> str:
         """Note why a version is not served; in words that begin as Triton's."""
@@ -242,6 +295,11 @@ class Swapper:
 
 
 def _check_unchanged(folder: ModelFolder, version: int, source: Source) -> None:
-    """Raise InvalidArtifact if something else lies there than what was loaded: half of each may have been."""
-    if source_of(folder, version, stamp_folder(folder.path)) != source:
+    """Raise InvalidArtifact if something else lies there than what was loaded: half of each may have been.
+
+    What has come beside it, such as what the model has written, is another matter: it is looked at once it rests.
+    """
+    now = source_of(folder, version, stamp_folder(folder.path))
+    same = now.configuration == source.configuration and now.instance_groups == source.instance_groups
+    if not (same and {*source.shared} <= {*now.shared} and {*source.files} <= {*now.files}):
         raise InvalidArtifact(f"{folder.path} changed while it was loaded; it is loaded again once it rests")

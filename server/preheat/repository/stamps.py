@@ -52,6 +52,10 @@ class FolderStamp:
         )
 
 
+# Unlike that of any folder.
+UNKNOWN = FolderStamp((FileStamp("", 0, 0, 0),), (), {}, frozenset(), renamed=False, changed_s=0.0)
+
+
 def stamp_folder(folder: Path) -> FolderStamp | None:
     """The stamp of the model in ``folder``, None if there is no such folder. What vanishes meanwhile is not in it."""
     try:

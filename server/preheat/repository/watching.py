@@ -23,6 +23,7 @@ logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 # How often is looked whether something came to rest, and how long events are collected before any is looked after.
 _TICK_MS = 100
+_STOP_SECONDS = 2.0
 # File systems that other machines write to, of which the kernel tells nothing (proc(5), mountinfo).
 _WITHOUT_EVENTS = re.compile(r"nfs\d?|cifs|smb3?|9p|ceph|glusterfs|lustre|afs|virtiofs|fuse(?!blk).*")
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -109,6 +110,7 @@ class Watcher:
         poll_s: float,
     ) -> None:
         self._repositories = [path.resolve() for path in repositories]
+        self._identities = {path: _identity(path) for path in self._repositories}
         self._rest = Rest(known, settle_s)
         self._tell = tell
         self._poll_s = poll_s
@@ -122,10 +124,11 @@ class Watcher:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and wait for the thread. ``tell`` is not called any more."""
+        """Stop, and wait for the thread, at most for as long as looking takes."""
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            # A file system that hangs is not to hang the server.
+            self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -171,7 +174,7 @@ class Watcher:
 
     def _look(self, names: set[str] | None) -> None:
         """Look at the models called so (None: at all), and at those that were restless; tell of what rests."""
-        away = [path for path in self._repositories if not path.is_dir()]
+        away = [path for path in self._repositories if self._is_away(path)]
         if away and not self._away:
             # Unmounted, say: that is not every model deleted.
             log.warning("%s is not there; what changes in the repositories is not seen until it is", away[0])
@@ -188,6 +191,22 @@ class Watcher:
         ]
         if news:
             self._tell(news)
+
+    def _is_away(self, repository: Path) -> bool:
+        """Whether a repository is not there, or something empty is in its place: where it was mounted, say."""
+        identity = _identity(repository)
+        if identity is None or (identity != self._identities[repository] and not model_names([repository])):
+            return True
+        self._identities[repository] = identity
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino)
 
 
 def stamp_model(repositories: Sequence[Path], name: str) -> FolderStamp | None:

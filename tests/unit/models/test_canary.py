@@ -207,6 +207,16 @@ def test_a_server_that_stops_waits_for_no_answer(tmp_path: Path) -> None:
     gate.open()
 
 
+def test_an_unload_waits_for_no_canary(tmp_path: Path) -> None:
+    stack = up(tmp_path, config(seconds="3600"))
+    dropping = background(drop_in, stack, Recording())
+    while len(stack.made) < 2:
+        time.sleep(0.01)
+    stack.manager.unload_model("m")
+    dropping.exception(PATIENCE_S)
+    assert stack.serves() == []
+
+
 def test_other_tensors_are_refused_by_name(tmp_path: Path) -> None:
     stack = up(tmp_path, config())
     folder = stack.repository / "m"

@@ -440,3 +440,98 @@ def test_changes_of_one_model_are_one_after_another(stack: Following, folder: Pa
         each.result(PATIENCE_S)
     assert len(stack.made) == 2
     assert [row.state for row in stack.registry.index() if row.version == 2] == [State.READY]
+
+
+REPLACE = 'parameters { key: "preheat.swap" value { string_value: "replace" } }'
+
+
+def test_versions_that_made_way_for_another_are_loaded_again_if_they_are_wanted(stack: Following, folder: Path) -> None:
+    configure(folder, f"version_policy {{ all {{ }} }} {REPLACE}")
+    write(folder, 2)
+    stack.manager.refresh("m")
+    assert stack.serves() == [1, 2]
+    write(folder, 3)
+    stack.manager.refresh("m")
+    assert stack.serves() == [1, 2, 3]
+
+
+def test_what_is_damaged_makes_nothing_give_way(stack: Following, folder: Path) -> None:
+    configure(folder, REPLACE)
+    stack.manager.refresh("m")
+    before = stack.registry.find("m", "")
+    write(folder, 2)
+    (folder / "2" / "model.onnx").write_bytes(b"half")
+    stack.manager.refresh("m")
+    assert stack.registry.find("m", "") is before
+    assert "damaged" in stack.reasons()[2, "FAILED"]
+
+
+def test_rolling_back_undoes_the_last_change_and_touches_nothing_else(folder: Path) -> None:
+    stack = Following(folder.parent, keep_s=3600)
+    configure(folder, "version_policy { latest { num_versions: 2 } }")
+    write(folder, 2)
+    stack.up()
+    two = stack.registry.find("m", "2")
+    write(folder, 3)
+    stack.manager.refresh("m")
+    assert stack.serves() == [2, 3]
+    stack.manager.roll_back("m")
+    assert stack.serves() == [1, 2]
+    assert stack.registry.find("m", "2") is two
+    assert (folder / "2").is_dir()
+    stack.manager.unload_all(PATIENCE_S)
+
+
+def test_rolling_back_all_that_a_configuration_changed(folder: Path) -> None:
+    stack = Following(folder.parent, keep_s=3600)
+    configure(folder, "version_policy { all { } }")
+    write(folder, 2)
+    stack.up()
+    before = stack.registry.handles_of("m")
+    configure(folder, 'version_policy { all { } } parameters { key: "preheat.threads" value { string_value: "3" } }')
+    stack.manager.refresh("m")
+    assert stack.registry.handles_of("m") != before
+    stack.manager.roll_back("m")
+    assert stack.registry.handles_of("m") == before
+    stack.manager.unload_all(PATIENCE_S)
+    assert all(model.names[-1] == "close model" for model in stack.made)
+
+
+def test_rolling_back_on_disk_puts_aside_what_failed_after_it_too(stack: Following, folder: Path) -> None:
+    write(folder, 2)
+    stack.manager.refresh("m")
+    write(folder, 3)
+    fail_next(stack)
+    stack.manager.refresh("m")
+    stack.next = Recording
+    assert "m/1 is READY" in stack.manager.roll_back("m")
+    assert stack.serves() == [1]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".rolled-back-2", ".rolled-back-3", "1", "config.pbtxt",
+    ]  # fmt: skip
+
+
+def test_what_a_model_writes_beside_itself_while_it_is_loaded_is_no_half_copy(stack: Following, folder: Path) -> None:
+    write(folder, 2)
+    stack.next = lambda: Recording(at_open=lambda _: (folder / "2" / "log").write_text("opened"))
+    stack.manager.refresh("m")
+    assert stack.serves() == [2]
+
+
+def test_whatever_an_instance_raises_leaves_those_there_are(folder: Path) -> None:
+    stack = Following(folder.parent)
+    stack.next = lambda: Recording(resizes=True)
+    stack.up()
+    stack.made[0].at_open = lambda _: raise_(MemoryError("no room"))
+    configure(folder, "instance_group { count: 2 }")
+    stack.manager.refresh("m")
+    assert stack.answered_by() == "1"
+    assert "no room" in stack.reasons()[1, "READY"]
+    stack.manager.unload_all(PATIENCE_S)
+
+
+def test_what_is_waited_for_and_never_comes_is_waited_for_no_more(stack: Following) -> None:
+    stack.registry.wait_for(["copied"])
+    assert not stack.registry.all_ready()
+    stack.manager.refresh("copied")
+    assert stack.registry.all_ready()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import PATIENCE_S
 
-from preheat.repository.stamps import FileStamp, FolderStamp, stamp_folder
+from preheat.repository.stamps import UNKNOWN, FileStamp, FolderStamp, stamp_folder
 from preheat.repository.watching import Rest, Watcher, has_events, stamp_model, stamp_models
 
 
@@ -191,6 +191,27 @@ def test_a_repository_that_goes_away_is_not_its_models_deleted(
     (tmp_path / "away").rename(here)
     write(here, "b")
     told.wait_for(["b"])
+
+
+def test_an_empty_folder_in_its_place_is_a_repository_that_is_away(
+    tmp_path: Path, told: Told, watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = tmp_path / "here"
+    write(here, "a")
+    watch(here, settle_s=0.0, poll_s=1.0)
+    here.rename(tmp_path / "away")
+    here.mkdir()
+    seen = threading.Event()
+    while "is not there" not in caplog.text:
+        assert not seen.wait(0.05)
+    assert told.names == []
+
+
+def test_that_a_restless_model_goes_is_told() -> None:
+    rest = Rest({"m": UNKNOWN}, 1.0)
+    assert not rest.see("m", folder(1), 0.0)
+    assert not rest.see("m", None, 1.0)
+    assert rest.see("m", None, 2.0)
 
 
 def test_a_second_model_of_the_name_is_a_change(tmp_path: Path) -> None:
