@@ -161,6 +161,8 @@ class Server:
         await self._loop.run_in_executor(executor, self._manager.load, self._jobs)
         if self._watches:
             self._watcher.start()
+        # Whoever reads the line that follows finds health to agree with it.
+        self._transport.refresh_health()
         failed = [_subject(row) for row in self._registry.index() if row.state is State.FAILED]
         if failed and not self._registry.all_ready():
             log.error(
@@ -174,6 +176,7 @@ class Server:
         """Log that all came up, once."""
         if self._loaded and not self._told_ready and self._registry.all_ready():
             self._told_ready = True
+            self._transport.refresh_health()
             seconds = time.monotonic() - self._started_s
             log.info("ready: %d model versions are hot after %.1f s", len(self._registry.handles()), seconds)
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -333,6 +334,7 @@ def test_other_threads_run_while_it_computes(folder: Path) -> None:
     save_product(folder)
     waiting: list[int] = []
     most = 0
+    begun = threading.Barrier(2, timeout=60)
 
     class Counted:
         def __init__(self, request: Any) -> None:
@@ -353,8 +355,12 @@ def test_other_threads_run_while_it_computes(folder: Path) -> None:
     def serve(ordinal: int) -> None:
         session: Any = open_session(model, ordinal)
         session._request = Counted(session._request)
-        for _ in range(30):
+        begun.wait()
+        # On a fast machine two short runs may often miss each other.
+        for _ in range(3000):
             session.infer({"x": np.ones((512, 256), np.float32)})
+            if most == 2:
+                break
         session.close()
 
     with ThreadPoolExecutor(2) as threads:

@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 ROWS = np.arange(8, dtype=np.int64).reshape(2, 4)
 # How far something has come when it is killed. More for a search: KILLS=50 pytest tests/e2e -k killed
-MOMENTS = [random.Random(number).random() for number in range(int(os.environ.get("KILLS", "5")))]  # noqa: S311 - no secret
+MOMENTS = [random.Random(number).random() for number in range(int(os.environ.get("KILLS", "3")))]  # noqa: S311 - no secret
 # Files need to rest for a moment, as they do for operators.
 RESTING = ("--settle-seconds", "0.3")
 

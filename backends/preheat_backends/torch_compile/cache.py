@@ -63,4 +63,16 @@ def _forget(folder: Path) -> None:
             for attribute in list(vars(owner).values()):
                 if isinstance(attribute, _lru_cache_wrapper):
                     attribute.cache_clear()
+        _forget_findings()
         _latest = folder
+
+
+def _forget_findings() -> None:
+    """Have each instruction set tried out as by a new process, which knows of no extension yet.
+
+    torch notes what it found in these objects, and then tries out with other flags: the libraries it leaves are not
+    those that a new process looks for, which compiles them for half a minute.
+    """
+    for instruction_set in cpu_vec_isa.supported_vec_isa_list:
+        for name in [name for name in vars(instruction_set) if name.startswith("_is_")]:
+            delattr(instruction_set, name)

@@ -31,7 +31,9 @@ def log_event(event: Event) -> None:
         case StateChanged():
             # LOADING and READY have lines of their own or are about to.
             level = logging.DEBUG if event.state in ("LOADING", "READY") else logging.INFO
-            log.log(level, "%s %s%s", _subject(event), event.state, f": {event.reason}" if event.reason else "")
+            # Of one that is unloaded, that it was unloaded is no news.
+            reason = "" if event.reason.upper() == event.state else event.reason
+            log.log(level, "%s %s%s", _subject(event), event.state, f": {reason}" if reason else "")
 
 
 def _subject(event: StateChanged) -> str:
