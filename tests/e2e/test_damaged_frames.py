@@ -24,7 +24,7 @@ from tests.e2e.wire import Wire
 pytestmark = pytest.mark.transports
 
 # More for a search: DAMAGED_CALLS=100000 pytest tests/e2e/test_damaged_frames.py -s --timeout 3600
-CALLS = int(os.environ.get("DAMAGED_CALLS", "2000")) // 10
+CALLS = int(os.environ.get("DAMAGED_CALLS", "1000")) // 10
 CONNECTIONS = 8
 PREFIX_BYTES = 5
 

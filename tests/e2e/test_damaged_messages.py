@@ -18,7 +18,7 @@ from tests.e2e.wire import SERVICE
 pytestmark = pytest.mark.transports
 
 # More for a search: DAMAGED_CALLS=100000 pytest tests/e2e/test_damaged_messages.py -s --timeout 3600
-CALLS = int(os.environ.get("DAMAGED_CALLS", "2000"))
+CALLS = int(os.environ.get("DAMAGED_CALLS", "1000"))
 SEED = int(os.environ.get("DAMAGED_SEED", str(CALLS)))
 CALLERS = 32
 # Of so many calls one is right, and its answer must be.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import watchfiles
 
+from preheat.errors import InvalidConfig
 from preheat.repository.scan import model_names
 from preheat.repository.stamps import FileStamp, FolderStamp, stamp_folder
 
@@ -174,28 +175,38 @@ class Watcher:
 
     def _look(self, names: set[str] | None) -> None:
         """Look at the models called so (None: at all), and at those that were restless; tell of what rests."""
+        if self._any_away():
+            return
+        try:
+            if names is None:
+                names = {*model_names(self._repositories), *self._rest.known}
+            looked_at = sorted({*names, *self._rest.restless})
+            stamps = {name: stamp_model(self._repositories, name) for name in looked_at}
+        except InvalidConfig:
+            return  # it went meanwhile, which the next look says
+        # And it may have gone while it was looked through, which would be every model deleted.
+        if self._any_away():
+            return
+        news = [name for name, stamp in stamps.items() if self._rest.see(name, stamp, time.monotonic())]
+        if news:
+            self._tell(news)
+
+    def _any_away(self) -> bool:
+        """Whether a repository is not there, which is logged as it goes."""
         away = [path for path in self._repositories if self._is_away(path)]
         if away and not self._away:
             # Unmounted, say: that is not every model deleted.
             log.warning("%s is not there; what changes in the repositories is not seen until it is", away[0])
         self._away = bool(away)
-        if away:
-            return
-        if names is None:
-            names = {*model_names(self._repositories), *self._rest.known}
-        looked_at = {*names, *self._rest.restless}
-        news = [
-            name
-            for name in sorted(looked_at)
-            if self._rest.see(name, stamp_model(self._repositories, name), time.monotonic())
-        ]
-        if news:
-            self._tell(news)
+        return bool(away)
 
     def _is_away(self, repository: Path) -> bool:
-        """Whether a repository is not there, or something empty is in its place: where it was mounted, say."""
+        """Whether it is not there, or something empty is in its place: where it was mounted, say."""
         identity = _identity(repository)
-        if identity is None or (identity != self._identities[repository] and not model_names([repository])):
+        try:
+            if identity is None or (identity != self._identities[repository] and not model_names([repository])):
+                return True
+        except InvalidConfig:
             return True
         self._identities[repository] = identity
         return False
