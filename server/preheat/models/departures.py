@@ -30,8 +30,9 @@ class Departures:
     """Lets handles go, and in. Any thread may call it.
 
     ``_leaving`` are handles that drain or close in the background, ``_kept`` those that are routed to no more but wait
-    for whether they are wanted back. Both change, and ``_stopping`` is set, under ``_lock``: a handle that is in
-    neither and not routed to is its caller's, and from stopping on, all are :meth:`stop`'s.
+    for whether they are wanted back, ``_closing`` those that are drained and being freed. All change, and
+    ``_stopping`` is set, under ``_lock``: a handle that is in none and not routed to is its caller's, and from stopping
+    on, all but those that close are :meth:`stop`'s.
     """
 
     def __init__(self, registry: Registry, *, observer: Observer) -> None:
@@ -40,6 +41,8 @@ class Departures:
         self._lock = threading.Lock()
         self._leaving: set[Handle] = set()
         self._kept: dict[Handle, threading.Timer] = {}
+        self._closing: set[Handle] = set()
+        self._closed = threading.Condition(self._lock)
         self._stopping = threading.Event()
 
     @property
@@ -127,11 +130,17 @@ class Departures:
             if self._stopping.is_set():
                 return  # stop() has it
             self._leaving.discard(handle)
-        handle.stop_workers()
-        before = resident_bytes()
-        if self._close(handle, None):
-            release_free_memory()
-            self._observer(VersionFreed(handle.name, handle.version, before - resident_bytes()))
+            self._closing.add(handle)
+        try:
+            handle.stop_workers()
+            before = resident_bytes()
+            if self._close(handle, None):
+                release_free_memory()
+                self._observer(VersionFreed(handle.name, handle.version, before - resident_bytes()))
+        finally:
+            with self._lock:
+                self._closing.discard(handle)
+                self._closed.notify_all()
 
     def discard(self, handle: Handle) -> None:
         """Close a handle that nobody was ever routed to."""
@@ -163,7 +172,10 @@ class Departures:
             handle.stop_workers()
         deadline_s = time.monotonic() + _CLOSE_SECONDS
         closed = [self._close(handle, max(0.0, deadline_s - time.monotonic())) for handle in handles]
-        return Unloaded(abandoned, closed.count(False))
+        with self._closed:
+            self._closed.wait_for(lambda: not self._closing, max(0.0, deadline_s - time.monotonic()))
+            hanging = len(self._closing)
+        return Unloaded(abandoned, closed.count(False) + hanging)
 
     def _close(self, handle: Handle, timeout_s: float | None) -> bool:
         """Free a drained handle; whether nothing of it is left."""
