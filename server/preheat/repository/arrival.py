@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from preheat.errors import AlreadyExists, InvalidConfig, InvalidRequest
-from preheat.repository.configuration import BACKEND_OF_ARTIFACT, CONFIG_FILE, is_model_name, parse_configuration
+from preheat.repository.configuration import BACKEND_OF_ARTIFACT, CONFIG_FILE, parse_configuration
 from preheat.repository.integrity import check_version
-from preheat.repository.scan import is_version
+from preheat.repository.names import is_model_name, is_plain, is_version, version_aside
 from preheat.repository.warmup_samples import WARMUP_FOLDER
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ _MOST_FILES = 10_000
 _MOST_PATH_BYTES = 1024
 _MOST_DEPTH = 32
 _HASH = re.compile(r"[0-9a-f]{64}")
-_ROLLED_BACK = re.compile(r"\.rolled-back-(\d+)(-\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +214,8 @@ def _check_files(files: Sequence[PushedFile]) -> None:
         raise InvalidRequest(f"a version has 1 to {_MOST_FILES} files; {len(files)} were announced")
     for file in files:
         parts = file.path.split("/")
-        if (
-            len(os.fsencode(file.path)) > _MOST_PATH_BYTES
-            or len(parts) > _MOST_DEPTH
-            or any(
-                not part or part.startswith(".") or part == "__pycache__" or "\\" in part or "\0" in part
-                for part in parts
-            )
-        ):
+        too_long = len(os.fsencode(file.path)) > _MOST_PATH_BYTES or len(parts) > _MOST_DEPTH
+        if too_long or not all(map(is_plain, parts)):
             raise InvalidRequest(
                 f"file '{file.path}': must be a path below the version's folder, of at most {_MOST_DEPTH} plain names"
             )
@@ -283,7 +276,7 @@ def _next_version(target: Path) -> int:
     """One more than there is, or was until it was rolled back."""
     names = [path.name for path in target.iterdir()] if target.is_dir() else []
     taken = [int(name) for name in names if is_version(name)]
-    taken += [int(match[1]) for name in names if (match := _ROLLED_BACK.fullmatch(name))]
+    taken += [version for name in names if (version := version_aside(name)) is not None]
     return max(taken, default=0) + 1
 
 

@@ -1,6 +1,5 @@
 """A model's configuration: config.pbtxt in Triton's ModelConfig schema, parsed and validated once, then trusted."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from preheat.protocol import model_config_pb2 as pb
 from preheat.repository.batching_policy import BatchingPolicy, read_batching
 from preheat.repository.declarations import read_declarations
 from preheat.repository.fields import refuse_unsupported
+from preheat.repository.names import is_model_name
 from preheat.repository.server_parameters import ServerParameters, parse_server_parameters
 from preheat.repository.warmup_samples import read_warmup_samples
 from preheat.scheduling.warmup import Sample
@@ -31,7 +31,6 @@ BACKEND_OF_ARTIFACT = {
     "model.pt": "torchscript",
     "model.xml": "openvino",
 }
-_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,6 @@ class ModelConfiguration:
     artifact_name: str | None
     client_shapes: Mapping[str, tuple[Dimension, ...]]
     proto: pb.ModelConfig = field(compare=False)
-
-
-def is_model_name(name: str) -> bool:
-    """Whether a model can be called so: a plain name, which is no way out of any folder, nor Python's cache."""
-    return name != "__pycache__" and _MODEL_NAME.fullmatch(name) is not None
 
 
 def read_configuration(folder: Path) -> ModelConfiguration:

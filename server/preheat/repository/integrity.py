@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from preheat.errors import InvalidArtifact
+from preheat.repository.names import is_ignored
 from preheat.repository.onnx_file import weights_beside
 
 MANIFEST = "SHA256SUMS"
@@ -67,8 +68,8 @@ def _files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
-        yield from (Path(place) / name for name in sorted(names) if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_ignored(name))
+        yield from (Path(place) / name for name in sorted(names) if not is_ignored(name))
 
 
 def _raise(exc: OSError) -> None:

@@ -15,7 +15,8 @@ from google.protobuf.message import Message
 
 from preheat.errors import InvalidConfig
 from preheat.protocol import model_config_pb2 as pb
-from preheat.repository.configuration import CONFIG_FILE, is_model_name, parse_configuration
+from preheat.repository.configuration import CONFIG_FILE, parse_configuration
+from preheat.repository.names import is_model_name
 
 # The way to a value: names of fields, numbers of elements, keys of maps.
 Place: TypeAlias = tuple[Any, ...]

@@ -10,8 +10,9 @@ from google.protobuf import json_format, text_format
 
 from preheat.errors import InvalidRequest
 from preheat.protocol import model_config_pb2 as pb
-from preheat.repository.configuration import CONFIG_FILE, is_model_name
-from preheat.repository.scan import BrokenModel, ModelFolder, is_version, read_model
+from preheat.repository.configuration import CONFIG_FILE
+from preheat.repository.names import is_model_name, is_plain, is_version
+from preheat.repository.scan import BrokenModel, ModelFolder, read_model
 
 _PLACE = "preheat-load-"
 
@@ -55,11 +56,7 @@ def _parse(config: str) -> pb.ModelConfig:
 def _plain(path: str) -> PurePosixPath:
     """The path of a file that a client names, below the model's folder and no way out of it. Raises InvalidRequest."""
     parts = path.split("/")
-    if (
-        len(parts) < 2
-        or not is_version(parts[0])
-        or any(not part or part.startswith(".") or "\\" in part or "\0" in part for part in parts)
-    ):
+    if len(parts) < 2 or not is_version(parts[0]) or not all(map(is_plain, parts)):
         raise InvalidRequest(
             f"load parameter 'file:{path}': must be file:VERSION/NAME, such as file:1/model.onnx, of plain names"
         )

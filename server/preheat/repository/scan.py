@@ -1,7 +1,6 @@
 """Finding models and versions on disk. Parses configurations and looks at names; opens no artifact."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,9 @@ from pathlib import Path
 from preheat.errors import InvalidConfig, LoadFailed
 from preheat.protocol import model_config_pb2 as pb
 from preheat.repository.configuration import CONFIG_FILE, ModelConfiguration, read_configuration
+from preheat.repository.names import is_ignored, is_version
 
 log = logging.getLogger(__name__)
-
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +70,6 @@ def read_model(folder: Path) -> ModelFolder | BrokenModel:
     return ModelFolder(folder, configuration, versions)
 
 
-def is_version(name: str) -> bool:
-    """Whether a folder called ``name`` is a version: a whole number of at least 1, without leading zeros."""
-    return _VERSION.fullmatch(name) is not None
-
-
 def versions_on_disk(folder: Path) -> list[int]:
     """The version numbers of ``folder``, ascending. Raises InvalidConfig if there are none."""
     versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and is_version(path.name))
@@ -120,4 +113,4 @@ def _model_folders(repository: Path) -> list[Path]:
             f"model repository {repository}: has a {CONFIG_FILE}, so it is one model's folder; serve its parent, "
             f"{repository.resolve().parent}"
         )
-    return [path for path in entries if path.is_dir() and not path.name.startswith(".") and path.name != "__pycache__"]
+    return [path for path in entries if path.is_dir() and not is_ignored(path.name)]
