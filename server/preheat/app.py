@@ -7,9 +7,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from preheat import __version__
@@ -26,11 +25,11 @@ from preheat.models.manager import Job, ModelManager
 from preheat.models.precompilation import Precompiler
 from preheat.models.registry import Registry, VersionState
 from preheat.models.swapping import Swapper
-from preheat.plugins import load_backend
+from preheat.plugins import backend_names, load_backend
 from preheat.repository.arrival import remove_leftovers
 from preheat.repository.scan import BrokenModel, ModelFolder, scan
-from preheat.repository.stamps import UNKNOWN
-from preheat.repository.watching import Watcher, stamp_models
+from preheat.repository.stamps import UNKNOWN, stamp_models
+from preheat.repository.watching import Watcher
 from preheat.settings import InvalidSetting, Settings
 from preheat.telemetry.events import Event, ModelSettled, Observer, StateChanged, broadcast
 from preheat.telemetry.gpu import GpuCollector
@@ -60,6 +59,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._asked_backends = _asked_backends(settings)
         self._started_s = time.monotonic()
         # Whether all was tried that was there at the start, and whether it was said that all came up.
         self._loaded = False
@@ -70,16 +70,7 @@ class Server:
         observer = broadcast(self._statistics.observe, rare=(log_event, self._notice))
         self._registry = Registry(observer=observer)
         self._cache = open_cache(settings.cache_dir, max_bytes=settings.cache_max_bytes)
-        departures = Departures(self._registry, observer=observer)
-        loader = _make_loader(settings, self._cache, observer)
-        self._manager = ModelManager(
-            self._registry,
-            Swapper(self._registry, loader, departures, keep_s=settings.rollback_seconds, observer=observer),
-            departures,
-            repositories=settings.repositories,
-            concurrency=settings.load_concurrency,
-            observer=observer,
-        )
+        self._manager = _make_manager(settings, self._registry, self._cache, observer)
         control = Control(settings.model_control_mode)
         self._regions = Regions(load_driver()) if settings.allow_client_shm else None
         self._engine = Engine(
@@ -96,17 +87,13 @@ class Server:
         )
         if removed := remove_leftovers(settings.repositories):
             log.info("removed %d versions that were being received when a server ended", removed)
-        # Before they are read: what changes from then on is seen.
         self._watches = control is Control.WATCH
+        # Before they are read: what changes from then on is seen.
         stamps = stamp_models(settings.repositories) if self._watches else {}
+        restless = {name for name, stamp in stamps.items() if not stamp.rests(settings.settle_seconds)}
         # Every model is declared before a client can ask, so that none is unknown and the server is not ready.
         self._found = scan(settings.repositories)
-        restless = {name for name, stamp in stamps.items() if not stamp.rests(settings.settle_seconds)}
-        if restless:
-            log.info("not loaded until their files have come to rest: %s", ", ".join(sorted(restless)))
-        at_rest = {name: folder for name, folder in self._found.items() if name not in restless}
-        self._jobs: list[Job] = self._manager.declare(_wanted(settings, at_rest))
-        self._registry.wait_for(restless)
+        self._jobs = self._declare(restless)
         self._follower = Follower(self._manager.refresh, concurrency=settings.load_concurrency)
         self._watcher = Watcher(
             settings.repositories,
@@ -116,6 +103,14 @@ class Server:
             settle_s=settings.settle_seconds,
             poll_s=settings.repository_poll_seconds,
         )
+
+    def _declare(self, restless: Set[str]) -> list[Job]:
+        """Have the manager know what was found, and the server wait for it; what of it is to be loaded at once."""
+        if restless:
+            log.info("not loaded until their files have come to rest: %s", ", ".join(sorted(restless)))
+        at_rest = {name: folder for name, folder in self._found.items() if name not in restless}
+        self._registry.wait_for(restless)
+        return self._manager.declare(_wanted(self._settings, at_rest))
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Serve until ``stop`` is set, then stop in order. Whether every session and load has ended.
@@ -157,7 +152,7 @@ class Server:
     async def _load(self) -> None:
         # Not the loop's own executor: ending the loop waits for that, and a load cannot be interrupted.
         executor = ThreadPoolExecutor(1, thread_name_prefix="repository")
-        await self._loop.run_in_executor(executor, _import_backends, self._found.values())
+        await self._loop.run_in_executor(executor, _import_backends, self._found.values(), self._asked_backends)
         await self._loop.run_in_executor(executor, self._manager.load, self._jobs)
         if self._watches:
             self._watcher.start()
@@ -221,6 +216,22 @@ class Server:
         return {(handle.name, handle.version): handle.waiting for handle in self._registry.handles()}
 
 
+def _make_manager(
+    settings: Settings, registry: Registry, cache: CompileCache | None, observer: Observer
+) -> ModelManager:
+    departures = Departures(registry, observer=observer)
+    loader = _make_loader(settings, cache, observer)
+    swapper = Swapper(registry, loader, departures, keep_s=settings.rollback_seconds, observer=observer)
+    return ModelManager(
+        registry,
+        swapper,
+        departures,
+        repositories=settings.repositories,
+        concurrency=settings.load_concurrency,
+        observer=observer,
+    )
+
+
 def _make_loader(settings: Settings, cache: CompileCache | None, observer: Observer) -> Loader:
     options = ["--cache-dir", settings.cache_dir, "--cache-max-bytes", str(settings.cache_max_bytes)]
     return Loader(
@@ -270,18 +281,34 @@ def _subject(row: VersionState) -> str:
     return row.model if row.version is None else f"{row.model}/{row.version}"
 
 
-def _import_backends(found: Iterable[ModelFolder | BrokenModel]) -> None:
+def _asked_backends(settings: Settings) -> list[str]:
+    """Raises InvalidSetting for one that there is not."""
+    known = backend_names()
+    asked = [name for name in settings.import_backends.split(",") if name]
+    for name in asked:
+        if name not in known:
+            raise InvalidSetting(f"--import-backends: {name!r}: no such backend; there are {', '.join(known)}")
+    return asked
+
+
+def _import_backends(found: Iterable[ModelFolder | BrokenModel], asked: Sequence[str]) -> None:
     """Import what models will need that are loaded later: then it would keep others waiting, for seconds.
+
+    ``asked``: more of them, that were asked for; one that is missing is logged.
 
     What is imported stays, so the garbage collector need not look through it again: with torch's compilers that takes
     a quarter of a second, in which nothing else runs.
     """
-    names = sorted({model.configuration.backend for model in found if isinstance(model, ModelFolder)})
+    names = sorted({model.configuration.backend for model in found if isinstance(model, ModelFolder)} | {*asked})
     if names:
         log.info("importing backends: %s", ", ".join(names))
     for name in names:
-        with suppress(BackendMissing):  # whoever loads such a model is told
+        try:
             load_backend(name)
+        except BackendMissing as exc:
+            # Whoever loads a model of another one is told.
+            if name in asked:
+                log.error("--import-backends: %s", exc)  # noqa: TRY400 - it says why
     gc.collect()
     gc.freeze()
     # Requests make hundreds of objects that refer to nothing in turn: by default, every few are looked through.

@@ -196,6 +196,12 @@ class Settings:
         _seconds,
         "how long what was replaced stays in memory, if there is room, to be rolled back to in one step; 0: not at all",
     )
+    import_backends: str = _setting(
+        "",
+        _names,
+        "backends to import at the start, beside those of the models that are there then, separated by commas: what is "
+        "dropped in later needs them, and to import one beside traffic can hold it up for a second",
+    )
     load_concurrency: int = _setting(
         max(1, min(4, os.cpu_count() or 1)), _count, "how many model versions are loaded at a time"
     )

@@ -50,6 +50,16 @@ def test_a_port_that_is_taken(tmp_path: Path, taken_port: int, flag: str, what: 
     _assert_refused(result, 1, f"127.0.0.1:{taken_port}", what)
 
 
+def test_a_backend_to_import_that_there_is_not(tmp_path: Path) -> None:
+    result = _run(serve_command(tmp_path, options=["--import-backends", "double,onnx"]))
+    _assert_refused(result, 2, "--import-backends: 'onnx': no such backend; there are", "onnxruntime")
+
+
+def test_backends_are_imported_that_no_model_needs_yet(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, options=["--import-backends", "double,python"]) as server:
+        assert "importing backends: double, python" in server.log
+
+
 def test_a_second_server_on_the_port_of_a_first_does_not_share_its_traffic(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as first:
         port = first.grpc_address.rpartition(":")[2]

@@ -80,7 +80,9 @@ class Loader:
         """
         started_s, memory_bytes = time.monotonic(), resident_bytes()
         configuration, version = folder.configuration, lifecycle.version
-        backend = self._backend(configuration)
+        with handing_over_often() if serving else nullcontext():
+            # The first of its kind to be loaded has it imported.
+            backend = self._backend(configuration)
         placements = place(configuration, backend.hardware().devices)
         sources = [self._source(folder, version, placement, placements) for placement in placements]
         completed = complete(configuration, backend.complete(sources[0]))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,10 +17,10 @@ from preheat.models.records import Kept, Record
 from preheat.models.registry import Registry
 from preheat.models.swapping import Swapper
 from preheat.repository.arrival import Arrival, PushedFile
+from preheat.repository.names import names_aside
 from preheat.repository.override import Override
 from preheat.repository.scan import BrokenModel, ModelFolder, find_model, model_names, versions_on_disk
-from preheat.repository.stamps import stamp_folder
-from preheat.repository.watching import stamp_model
+from preheat.repository.stamps import stamp_folder, stamp_model
 from preheat.telemetry.events import ModelSettled, Observer, StateChanged
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,6 @@ class ModelManager:
                 raise LoadFailed(f"load failed for model '{name}': {found.reason}")
             record.follow()
             if override is not None:
-                record.override = override
                 record.hold(stamp_model(self._repositories, name))
             failures = self._swapper.serve(record, found, anew=True)
             for handle in self._registry.handles_of(name):
@@ -185,18 +183,24 @@ class ModelManager:
         """The model's record, for whoever changes it: one at a time. ``hurries``: no canary is waited for."""
         with self._lock:
             record = self._records.setdefault(name, Record(name))
-        if hurries:
-            record.hurry.set()
+            record.hurried += hurries
         try:
             with record.lock:
-                record.hurry.clear()
+                with self._lock:
+                    record.hurried -= hurries
                 yield record
         finally:
             self._observer(ModelSettled(name))
 
     def _load_first(self, name: str, jobs: Sequence[Job]) -> None:
-        """Load a model's versions when the server starts."""
+        """Load a model's versions when the server starts, unless a client has had its say on it before."""
         with self._changing(name) as record:
+            if record.serving or record.holds(stamp_model(self._repositories, name)):
+                for job in jobs:
+                    job.lifecycle.move_to(State.FAILED, "was not loaded, for a client loaded or unloaded the model")
+                if not record.serving:
+                    self._registry.forget_failures(name)
+                return
             for job in jobs:
                 source = source_of(job.folder, job.lifecycle.version, stamp_folder(job.folder.path))
                 self._swapper.load(record, job.folder, job.lifecycle, source, first=True)
@@ -283,14 +287,9 @@ class ModelManager:
         policy = None if isinstance(folder, BrokenModel) else folder.configuration.proto.version_policy
         if policy is not None and policy.WhichOneof("policy_choice") == "specific":
             raise LoadFailed(f"version_policy: specific: names version {version}: take it out there")
-        aside = next(path for path in _names_aside(folder.path, version) if not path.exists())
+        aside = next(path for name in names_aside(version) if not (path := folder.path / name).exists())
         (folder.path / str(version)).rename(aside)
         return f"version {version} is put aside as {aside}"
-
-
-def _names_aside(folder: Path, version: int) -> Iterator[Path]:
-    yield folder / f".rolled-back-{version}"
-    yield from (folder / f".rolled-back-{version}-{number}" for number in count(2))
 
 
 def _not_found(name: str) -> ModelNotFound:

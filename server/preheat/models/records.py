@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from preheat.models.handle import Handle
 from preheat.models.planning import Source
-from preheat.repository.override import Override
 from preheat.repository.stamps import FolderStamp
 
 
@@ -21,19 +20,18 @@ class Kept:
 class Record:
     """One model. All of it is read and changed under ``lock``, which whoever changes the model holds meanwhile.
 
-    ``serving`` and ``failed`` say what each version was loaded from, or in vain. ``override`` is what was asked to be
-    served instead of the folder. ``kept`` is what the last change replaced, and ``came`` the versions that it brought.
-    ``hurry``, which anyone may set: whoever waits for the lock waits for no canary.
+    ``serving`` and ``failed`` say what each version was loaded from, or in vain. ``kept`` is what the last change
+    replaced, and ``came`` the versions that it brought. ``hurried`` is how many wait for the lock who wait for no
+    canary, and changes under the manager's lock.
     """
 
     name: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     serving: dict[int, Source] = field(default_factory=dict)
     failed: dict[int, Source] = field(default_factory=dict)
-    override: Override | None = None
     kept: list[Kept] = field(default_factory=list)
     came: set[int] = field(default_factory=set)
-    hurry: threading.Event = field(default_factory=threading.Event)
+    hurried: int = 0
     _held: bool = False
     _held_at: FolderStamp | None = None
 
@@ -49,4 +47,4 @@ class Record:
 
     def follow(self) -> None:
         """From now on, what is served is what the folder says."""
-        self._held, self.override = False, None
+        self._held = False

@@ -48,21 +48,20 @@ class Swapper:
         """
         stamp = stamp_folder(folder.path)
         wanted = {version: source_of(folder, version, stamp) for version in folder.versions}
-        steps = plan({} if anew else record.serving, wanted, {} if anew else record.failed)
+        failed = {} if anew else record.failed
+        steps = plan({} if anew else record.serving, wanted, failed)
         resized = [version for version in steps.resize if self._resize(record, folder, wanted[version], version)]
-        loads = sorted({*steps.load, *steps.resize} - set(resized))
-        failures: list[str] = []
-        if loads and folder.configuration.server.swap is Swap.REPLACE:
-            failures = self._check_all(record, folder, wanted, loads)
-            if not failures:
+        loads: Sequence[int] = sorted({*steps.load, *steps.resize} - set(resized))
+        damaged: dict[int, str] = {}
+        if folder.configuration.server.swap is Swap.REPLACE:
+            damaged = self._refuse_damaged(record, folder, wanted, loads)
+            if set(loads) - set(damaged):
                 self._make_way(record)
-                loads = list(plan({}, wanted, record.failed).load)
+                loads = plan({}, wanted, {**failed, **{version: wanted[version] for version in damaged}}).load
         before, earlier = set(record.serving), record.kept
         record.kept = []
-        if not failures:
-            failures = [
-                failure for version in loads if (failure := self._load_anew(record, folder, version, wanted[version]))
-            ]
+        tried = (self._load_anew(record, folder, each, wanted[each]) for each in loads if each not in damaged)
+        failures = [failure for failure in (*damaged.values(), *tried) if failure]
         self._conclude(record, folder, wanted)
         if record.kept or set(record.serving) - before:
             self._forget(earlier)
@@ -150,18 +149,18 @@ class Swapper:
                 "served meanwhile"
             )
 
-    def _check_all(
+    def _refuse_damaged(
         self, record: Record, folder: ModelFolder, wanted: Mapping[int, Source], versions: Sequence[int]
-    ) -> list[str]:
-        """Why some of ``versions`` need not be tried, before what is served makes way for them."""
-        failures = []
+    ) -> dict[int, str]:
+        """Fail those of ``versions`` that are not whole, for which nothing that is served is to make way; and why."""
+        damaged = {}
         for version in versions:
             try:
                 check_version(folder.path / str(version))
             except LoadFailed as exc:
                 lifecycle = self._registry.begin(record.name, version)
-                failures.append(self._fail(record, lifecycle, wanted[version], exc))
-        return failures
+                damaged[version] = self._fail(record, lifecycle, wanted[version], exc)
+        return damaged
 
     def _publish(self, record: Record, folder: ModelFolder, loaded: Loaded, source: Source | None) -> Handle | None:
         """Route to what was loaded, if it does as well as what served before, and is still what lies there.
@@ -196,7 +195,7 @@ class Swapper:
         """Why a canary is given up; empty if it is not."""
         if self._departures.stopping.is_set():
             return "the server is stopping"
-        return "the model is unloaded or rolled back" if record.hurry.is_set() else ""
+        return "the model is unloaded or rolled back" if record.hurried else ""
 
     def _resize(self, record: Record, folder: ModelFolder, source: Source, version: int) -> bool:
         """Change the number of instances in place; False if it has to be loaded for that."""
@@ -254,8 +253,10 @@ class Swapper:
         for version in sorted(stamp.versions if stamp else (), reverse=True):
             if version in folder.versions:
                 continue
-            log.warning("%s: no version that is wanted can be served; trying %d, which is older", record.name, version)
             source = source_of(folder, version, stamp)
+            if record.failed.get(version) == source:
+                continue
+            log.warning("%s: no version that is wanted can be served; trying %d, which is older", record.name, version)
             if not self._load_anew(record, folder, version, source):
                 return True
         return False

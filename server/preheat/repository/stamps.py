@@ -2,13 +2,14 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from preheat.repository.configuration import CONFIG_FILE
-from preheat.repository.scan import is_version
+from preheat.repository.names import is_ignored, is_version
+from preheat.repository.scan import model_names
 
 
 class FileStamp(NamedTuple):
@@ -69,7 +70,7 @@ def stamp_folder(folder: Path) -> FolderStamp | None:
     renamed_in: set[int] = set()
     changed_ns: list[int] = []
     for entry in entries:
-        if _is_ignored(entry.name):
+        if is_ignored(entry.name):
             continue
         found = list(_files(entry, entry.name))
         changed_ns += [each.changed_ns for each in found]
@@ -85,6 +86,27 @@ def stamp_folder(folder: Path) -> FolderStamp | None:
     renamed = status.st_ctime_ns > max([status.st_mtime_ns, *changed_ns])
     changed_s = max([status.st_mtime_ns, *changed_ns]) / 1e9
     return FolderStamp(tuple(config), tuple(shared), versions, frozenset(renamed_in), renamed, changed_s)
+
+
+def stamp_model(repositories: Sequence[Path], name: str) -> FolderStamp | None:
+    """The stamp of the model's folder in ``repositories``; None if there is none.
+
+    That there is another of the same name, in a second one, is part of it.
+    """
+    if is_ignored(name):
+        return None
+    folders = [path for path in (repository / name for repository in repositories) if path.is_dir()]
+    stamp = stamp_folder(folders[0]) if folders else None
+    if stamp is None or len(folders) == 1:
+        return stamp
+    others = tuple(FileStamp(str(path), 0, 0, path.stat().st_ino) for path in folders[1:])
+    return replace(stamp, shared=stamp.shared + others)
+
+
+def stamp_models(repositories: Sequence[Path]) -> dict[str, FolderStamp]:
+    """The stamps of all models, by name. Raises InvalidConfig if a repository is no readable folder."""
+    stamps = {name: stamp_model(repositories, name) for name in model_names(repositories)}
+    return {name: stamp for name, stamp in stamps.items() if stamp is not None}
 
 
 class _Found(NamedTuple):
@@ -108,16 +130,11 @@ def _files(entry: "os.DirEntry[str]", path: str, above: frozenset[tuple[int, int
         if identity in above:
             return
         for below in sorted(os.scandir(entry.path), key=lambda each: each.name):
-            if not _is_ignored(below.name):
+            if not is_ignored(below.name):
                 yield from _files(below, f"{path}/{below.name}", above | {identity})
         yield _Found(None, status.st_ctime_ns)
     except OSError:
         return
-
-
-def _is_ignored(name: str) -> bool:
-    """Hidden files are those of whoever copies, and Python leaves its caches beside a model's code."""
-    return name.startswith(".") or name == "__pycache__"
 
 
 def _was_renamed(folder: str, below: list[_Found]) -> bool:

@@ -9,14 +9,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import watchfiles
 
 from preheat.errors import InvalidConfig
+from preheat.repository.resting import Rest
 from preheat.repository.scan import model_names
-from preheat.repository.stamps import FileStamp, FolderStamp, stamp_folder
+from preheat.repository.stamps import FolderStamp, stamp_model
 
 log = logging.getLogger(__name__)
 # It has a line for every change, which is more than anyone wants to know.
@@ -28,71 +28,6 @@ _STOP_SECONDS = 2.0
 # File systems that other machines write to, of which the kernel tells nothing (proc(5), mountinfo).
 _WITHOUT_EVENTS = re.compile(r"nfs\d?|cifs|smb3?|9p|ceph|glusterfs|lustre|afs|virtiofs|fuse(?!blk).*")
 _MOUNTS = Path("/proc/self/mountinfo")
-
-
-class Rest:
-    """Which models have changed, and whether each has come to rest. For one thread; knows no clock of its own.
-
-    A model is at rest when its files have not changed for ``settle_s``; or at once, if all that is new of it are
-    folders that were renamed in, whole.
-    """
-
-    def __init__(self, known: Mapping[str, FolderStamp], settle_s: float) -> None:
-        """``known`` is what the models' folders were when they were last told of."""
-        self._settle_s = settle_s
-        self._told: dict[str, FolderStamp] = dict(known)
-        # As last seen, and since when.
-        self._restless: dict[str, tuple[FolderStamp | None, float]] = {}
-
-    @property
-    def known(self) -> Iterable[str]:
-        """The models that were told of, and are there as far as is known."""
-        return self._told.keys()
-
-    @property
-    def restless(self) -> Sequence[str]:
-        """The models to look at again soon."""
-        return list(self._restless)
-
-    def see(self, name: str, stamp: FolderStamp | None, now_s: float) -> bool:
-        """Note what a model's folder is like now (None: gone); whether that is news, and at rest."""
-        told = self._told.get(name)
-        if stamp is None and told is None:
-            self._restless.pop(name, None)
-            return False
-        if stamp is not None and stamp.same_files(told):
-            self._restless.pop(name, None)
-            return False
-        seen = self._restless.get(name)
-        if seen is None or not _same(seen[0], stamp):
-            self._restless[name] = seen = (stamp, now_s)
-        if now_s - seen[1] < self._settle_s and not _arrived_whole(told, stamp):
-            return False
-        del self._restless[name]
-        if stamp is None:
-            del self._told[name]
-        else:
-            self._told[name] = stamp
-        return True
-
-
-def _same(one: FolderStamp | None, other: FolderStamp | None) -> bool:
-    return one is other if one is None or other is None else one.same_files(other)
-
-
-def _arrived_whole(before: FolderStamp | None, now: FolderStamp | None) -> bool:
-    """Whether all that is new are folders that were renamed in. What is gone may be about to come back."""
-    if now is None:
-        return False
-    if before is None:
-        return now.renamed
-    changed = {version for version, files in now.versions.items() if before.versions.get(version) != files}
-    return (
-        bool(changed)
-        and changed <= now.renamed_in
-        and before.versions.keys() <= now.versions.keys()
-        and (now.config, now.shared) == (before.config, before.shared)
-    )
 
 
 class Watcher:
@@ -218,27 +153,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return (status.st_dev, status.st_ino)
-
-
-def stamp_model(repositories: Sequence[Path], name: str) -> FolderStamp | None:
-    """The stamp of the model's folder in ``repositories``; None if there is none.
-
-    That there is another of the same name, in a second one, is part of it.
-    """
-    if name.startswith(".") or name == "__pycache__":
-        return None
-    folders = [path for path in (repository / name for repository in repositories) if path.is_dir()]
-    stamp = stamp_folder(folders[0]) if folders else None
-    if stamp is None or len(folders) == 1:
-        return stamp
-    others = tuple(FileStamp(str(path), 0, 0, path.stat().st_ino) for path in folders[1:])
-    return replace(stamp, shared=stamp.shared + others)
-
-
-def stamp_models(repositories: Sequence[Path]) -> dict[str, FolderStamp]:
-    """The stamps of all models, by name. Raises InvalidConfig if a repository is no readable folder."""
-    stamps = {name: stamp_model(repositories, name) for name in model_names(repositories)}
-    return {name: stamp for name, stamp in stamps.items() if stamp is not None}
 
 
 def has_events(path: Path, mounts: Path = _MOUNTS) -> bool:

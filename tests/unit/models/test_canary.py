@@ -30,6 +30,12 @@ FEW = {
 }
 
 
+@pytest.fixture(autouse=True)
+def all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However close together requests come, which is test_recent's to try."""
+    monkeypatch.setattr("preheat.models.recent._SECONDS_BETWEEN", 0.0)
+
+
 def config(**keys: str) -> str:
     return ECHO_CONFIG + parameters_text({**FEW, **{f"preheat.canary.{key}": text for key, text in keys.items()}})
 
@@ -51,8 +57,6 @@ def drop_in(stack: Following, candidate: Recording) -> str:
 
 def ask(stack: Following, *values: float) -> None:
     for value in values:
-        # As far apart as what is kept of them.
-        time.sleep(0.006)
         stack.ask("m", value).wait()
 
 
@@ -190,8 +194,7 @@ def test_requests_that_come_meanwhile_count(tmp_path: Path) -> None:
 def test_a_server_that_stops_waits_for_no_canary(tmp_path: Path) -> None:
     stack = up(tmp_path, config(seconds="3600"))
     dropping = background(drop_in, stack, Recording())
-    while len(stack.made) < 2:
-        time.sleep(0.01)
+    stack.wait_for_load(2)
     stack.manager.unload_all(PATIENCE_S)
     assert "the server is stopping" in dropping.result(PATIENCE_S)
 
@@ -210,11 +213,28 @@ def test_a_server_that_stops_waits_for_no_answer(tmp_path: Path) -> None:
 def test_an_unload_waits_for_no_canary(tmp_path: Path) -> None:
     stack = up(tmp_path, config(seconds="3600"))
     dropping = background(drop_in, stack, Recording())
-    while len(stack.made) < 2:
-        time.sleep(0.01)
+    stack.wait_for_load(2)
     stack.manager.unload_model("m")
     dropping.exception(PATIENCE_S)
     assert stack.serves() == []
+
+
+def test_two_that_unload_at_once_both_wait_for_no_canary(tmp_path: Path) -> None:
+    stack = up(tmp_path, config(seconds="3600"))
+    dropping = background(drop_in, stack, Recording())
+    stack.wait_for_load(2)
+    # The first to have the lock must not take the other's hurry away, nor leave any behind.
+    both = [background(stack.manager.unload_model, "m") for _ in range(2)]
+    dropping.exception(PATIENCE_S)
+    for unloading in both:
+        unloading.result(PATIENCE_S)
+    stack.manager.load_model("m")
+    write(stack.repository / "m", 3)
+    placing = background(stack.manager.refresh, "m")
+    stack.wait_for_load(4)
+    ask(stack, 1, 2, 3, 4)
+    placing.result(PATIENCE_S)
+    assert stack.serves() == [3]
 
 
 def test_other_tensors_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A model follows its folder: what is new is loaded beside what is old, and what fails leaves what served."""
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from tests.unit.models.test_manager import Stack
 
 from preheat.errors import InvalidArtifact, LoadFailed, ModelNotFound
 from preheat.messages import InferResponse
+from preheat.models.departures import Unloaded
 from preheat.models.lifecycle import State
+from preheat.repository.scan import scan
 from preheat.telemetry.events import InstancesChanged, VersionFreed
 
 
@@ -30,12 +33,21 @@ class Following(Stack):
     def __init__(self, repository: Path, *, keep_s: float = 0.0) -> None:
         super().__init__(repository, {}, keep_s=keep_s)
         self.made: list[Recording] = []
+        self._one_made = threading.Condition()
         self.next: Callable[[], Recording] = Recording
 
     def _make(self, source: object) -> Recording:
         del source
-        self.made.append(self.next())
-        return self.made[-1]
+        model = self.next()
+        with self._one_made:
+            self.made.append(model)
+            self._one_made.notify_all()
+        return model
+
+    def wait_for_load(self, count: int) -> None:
+        """Until ``count`` models have been made, since the beginning."""
+        with self._one_made:
+            assert self._one_made.wait_for(lambda: len(self.made) >= count, PATIENCE_S)
 
     def serves(self, model: str = "m") -> list[int]:
         return [handle.version for handle in self.registry.handles_of(model)]
@@ -201,6 +213,21 @@ def test_another_number_of_instances_is_had_on_the_same_model_where_it_can_be(fo
     assert stack.answered_by() == "1"
     stack.manager.unload_all(PATIENCE_S)
     assert all(model.names.count("open") == model.names.count("close session") for model in stack.made)
+
+
+def test_a_version_that_is_still_closing_when_the_server_stops_is_counted(stack: Following, folder: Path) -> None:
+    entered, may_close = threading.Event(), threading.Event()
+
+    def close() -> None:
+        entered.set()
+        assert may_close.wait(PATIENCE_S)
+
+    stack.made[0].at_close = close
+    write(folder, 2)
+    stack.manager.refresh("m")
+    assert entered.wait(PATIENCE_S)
+    assert stack.manager.unload_all(PATIENCE_S) == Unloaded(abandoned=0, hanging=1)
+    may_close.set()
 
 
 def test_an_instance_that_cannot_be_had_leaves_those_there_are(folder: Path) -> None:
@@ -464,6 +491,62 @@ def test_what_is_damaged_makes_nothing_give_way(stack: Following, folder: Path) 
     stack.manager.refresh("m")
     assert stack.registry.find("m", "") is before
     assert "damaged" in stack.reasons()[2, "FAILED"]
+
+
+def test_what_is_damaged_keeps_no_other_from_being_served(stack: Following, folder: Path) -> None:
+    configure(folder, f"version_policy {{ all {{ }} }} {REPLACE}")
+    stack.manager.refresh("m")
+    for version in (2, 3):
+        write(folder, version)
+    (folder / "2" / "model.onnx").write_bytes(b"half")
+    stack.manager.refresh("m")
+    assert stack.serves() == [1, 3]
+    assert "damaged" in stack.reasons()[2, "FAILED"]
+    made = len(stack.made)
+    stack.manager.refresh("m")
+    assert len(stack.made) == made
+
+
+def test_an_older_version_that_failed_as_it_is_is_not_tried_again(folder: Path) -> None:
+    write(folder, 2)
+    stack = Following(folder.parent)
+    tried: list[int] = []
+
+    def fail_again() -> Recording:
+        tried.append(1)
+        return fail()
+
+    stack.next = fail_again
+    stack.up()
+    assert len(tried) == 2
+    write(folder, 2, "no better")
+    stack.manager.refresh("m")
+    assert len(tried) == 3
+    stack.next = Recording
+    write(folder, 1, "better")
+    stack.manager.refresh("m")
+    assert stack.serves() == [1]
+
+
+def test_what_a_client_loads_before_its_turn_is_not_loaded_again(folder: Path) -> None:
+    stack = Following(folder.parent)
+    jobs = stack.manager.declare(scan([folder.parent]))
+    stack.manager.load_model("m")
+    stack.manager.load(jobs)
+    assert len(stack.made) == 1
+    assert stack.reasons() == {(1, "READY"): ""}
+    assert stack.states("m") == ["LOADING", "LOADING", "READY"]
+    assert stack.registry.all_ready()
+
+
+def test_what_a_client_unloads_before_its_turn_stays_unloaded(folder: Path) -> None:
+    stack = Following(folder.parent)
+    jobs = stack.manager.declare(scan([folder.parent]))
+    stack.manager.unload_model("m")
+    stack.manager.load(jobs)
+    assert stack.made == []
+    assert stack.registry.index() == []
+    assert stack.registry.all_ready()
 
 
 def test_rolling_back_undoes_the_last_change_and_touches_nothing_else(folder: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import PATIENCE_S
 
-from preheat.repository.stamps import UNKNOWN, FileStamp, FolderStamp, stamp_folder
-from preheat.repository.watching import Rest, Watcher, has_events, stamp_model, stamp_models
+from preheat.repository.resting import Rest
+from preheat.repository.stamps import UNKNOWN, FileStamp, FolderStamp, stamp_folder, stamp_model, stamp_models
+from preheat.repository.watching import Watcher, has_events
 
 
 def folder(*versions: int, content: int = 0, config: int = 0, renamed_in: Sequence[int] = ()) -> FolderStamp:
