@@ -63,6 +63,7 @@ def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> Comp
         signature, inputs=_as_clients_see(inputs, reshapes), outputs=_as_clients_see(outputs, reshapes)
     )
     _check_axis_names(configuration, client_signature)
+    _check_canary(configuration, client_signature)
     _check_samples(configuration, signature)
     proto, origins = _complete_proto(configuration, client_signature)
     return CompletedConfiguration(
@@ -238,6 +239,17 @@ def _check_axis_names(configuration: ModelConfiguration, signature: Signature) -
                 f"{configuration.file}: parameters: preheat.dimension.{name}: no tensor has an axis of that name; "
                 f"there are {sorted(axes)}"
             )
+
+
+def _check_canary(configuration: ModelConfiguration, signature: Signature) -> None:
+    """The outputs that a canary is to compare must exist, now rather than when a new version comes."""
+    outputs = {spec.name for spec in signature.outputs}
+    policy = configuration.server.canary
+    if policy is not None and (unknown := sorted(set(policy.outputs) - outputs)):
+        raise InvalidConfig(
+            f"{configuration.file}: parameters: preheat.canary.outputs: no such outputs: {unknown}; there are "
+            f"{sorted(outputs)}"
+        )
 
 
 def _check_samples(configuration: ModelConfiguration, signature: Signature) -> None:

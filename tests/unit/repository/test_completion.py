@@ -340,3 +340,10 @@ def test_what_the_server_cannot_do_for_requests_that_are_seen_whole_is_refused_b
         f"parameters: {key}: has no effect on a model that sees requests whole, as backend 'eager' has it do; "
         "leave it out"
     )
+
+
+def test_outputs_that_a_canary_is_to_compare_must_exist() -> None:
+    assert refusal(parameters_text({"preheat.canary.outputs": "pooled,pool"})) == (
+        "parameters: preheat.canary.outputs: no such outputs: ['pool']; there are ['pooled']"
+    )
+    completed(parameters_text({"preheat.canary.outputs": "pooled"}))
