@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import TypeAlias, TypeVar
-
-from google.protobuf.message import DecodeError, Message
+from typing import TypeAlias
 
 from preheat.engine import Engine, Ticket
 from preheat.errors import InternalError, InvalidRequest, ServingError, Unsupported
@@ -20,11 +18,11 @@ from preheat.protocol.metadata import (
     encode_statistics,
 )
 from preheat.scheduling.pending import Answer
+from preheat.transport.parsing import parse
 
 log = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
-MessageT = TypeVar("MessageT", bound=Message)
 Respond: TypeAlias = Callable[[bytes | ServingError], None]
 
 
@@ -79,42 +77,42 @@ class ControlMethods:
         }
 
     def _server_live(self, payload: bytes) -> bytes:
-        _parse(pb.ServerLiveRequest(), payload)
+        parse(pb.ServerLiveRequest(), payload)
         return pb.ServerLiveResponse(live=self._engine.live()).SerializeToString()
 
     def _server_ready(self, payload: bytes) -> bytes:
-        _parse(pb.ServerReadyRequest(), payload)
+        parse(pb.ServerReadyRequest(), payload)
         return pb.ServerReadyResponse(ready=self._engine.ready()).SerializeToString()
 
     def _model_ready(self, payload: bytes) -> bytes:
-        request = _parse(pb.ModelReadyRequest(), payload)
+        request = parse(pb.ModelReadyRequest(), payload)
         return pb.ModelReadyResponse(ready=self._engine.model_ready(request.name, request.version)).SerializeToString()
 
     def _server_metadata(self, payload: bytes) -> bytes:
-        _parse(pb.ServerMetadataRequest(), payload)
+        parse(pb.ServerMetadataRequest(), payload)
         return encode_server_metadata(self._engine.server_metadata()).SerializeToString()
 
     def _model_metadata(self, payload: bytes) -> bytes:
-        request = _parse(pb.ModelMetadataRequest(), payload)
+        request = parse(pb.ModelMetadataRequest(), payload)
         return encode_model_metadata(self._engine.model_metadata(request.name, request.version)).SerializeToString()
 
     def _model_config(self, payload: bytes) -> bytes:
-        request = _parse(pb.ModelConfigRequest(), payload)
+        request = parse(pb.ModelConfigRequest(), payload)
         return pb.ModelConfigResponse(
             config=self._engine.model_config(request.name, request.version)
         ).SerializeToString()
 
     def _model_statistics(self, payload: bytes) -> bytes:
-        request = _parse(pb.ModelStatisticsRequest(), payload)
+        request = parse(pb.ModelStatisticsRequest(), payload)
         return encode_statistics(self._engine.statistics(request.name, request.version)).SerializeToString()
 
     def _repository_index(self, payload: bytes) -> bytes:
-        request = _parse(pb.RepositoryIndexRequest(), payload)
+        request = parse(pb.RepositoryIndexRequest(), payload)
         _refuse_repository_name(request.repository_name)
         return encode_index(self._engine.index(ready_only=request.ready)).SerializeToString()
 
     def _shared_memory_status(self, payload: bytes) -> bytes:
-        request = _parse(pb.SystemSharedMemoryStatusRequest(), payload)
+        request = parse(pb.SystemSharedMemoryStatusRequest(), payload)
         response = pb.SystemSharedMemoryStatusResponse()
         for name, region in self._engine.regions().status(request.name, SystemRegion).items():
             found = response.regions[name]
@@ -122,17 +120,17 @@ class ControlMethods:
         return response.SerializeToString()
 
     def _shared_memory_register(self, payload: bytes) -> bytes:
-        request = _parse(pb.SystemSharedMemoryRegisterRequest(), payload)
+        request = parse(pb.SystemSharedMemoryRegisterRequest(), payload)
         self._engine.regions().register(request.name, request.key, request.offset, request.byte_size)
         return pb.SystemSharedMemoryRegisterResponse().SerializeToString()
 
     def _shared_memory_unregister(self, payload: bytes) -> bytes:
-        request = _parse(pb.SystemSharedMemoryUnregisterRequest(), payload)
+        request = parse(pb.SystemSharedMemoryUnregisterRequest(), payload)
         self._engine.regions().unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse().SerializeToString()
 
     def _cuda_shared_memory_status(self, payload: bytes) -> bytes:
-        request = _parse(pb.CudaSharedMemoryStatusRequest(), payload)
+        request = parse(pb.CudaSharedMemoryStatusRequest(), payload)
         response = pb.CudaSharedMemoryStatusResponse()
         for name, region in self._engine.regions().status(request.name, CudaRegion).items():
             found = response.regions[name]
@@ -140,7 +138,7 @@ class ControlMethods:
         return response.SerializeToString()
 
     def _cuda_shared_memory_unregister(self, payload: bytes) -> bytes:
-        request = _parse(pb.CudaSharedMemoryUnregisterRequest(), payload)
+        request = parse(pb.CudaSharedMemoryUnregisterRequest(), payload)
         self._engine.regions().unregister(request.name, CudaRegion)
         return pb.CudaSharedMemoryUnregisterResponse().SerializeToString()
 
@@ -161,12 +159,12 @@ class BlockingMethods:
         }
 
     def _cuda_shared_memory_register(self, payload: bytes) -> bytes:
-        request = _parse(pb.CudaSharedMemoryRegisterRequest(), payload)
+        request = parse(pb.CudaSharedMemoryRegisterRequest(), payload)
         self._engine.regions().register_cuda(request.name, request.raw_handle, request.device_id, request.byte_size)
         return pb.CudaSharedMemoryRegisterResponse().SerializeToString()
 
     def _load(self, payload: bytes) -> bytes:
-        request = _parse(pb.RepositoryModelLoadRequest(), payload)
+        request = parse(pb.RepositoryModelLoadRequest(), payload)
         _refuse_repository_name(request.repository_name)
         config: str | None = None
         files: dict[str, bytes] = {}
@@ -183,7 +181,7 @@ class BlockingMethods:
         return pb.RepositoryModelLoadResponse().SerializeToString()
 
     def _unload(self, payload: bytes) -> bytes:
-        request = _parse(pb.RepositoryModelUnloadRequest(), payload)
+        request = parse(pb.RepositoryModelUnloadRequest(), payload)
         _refuse_repository_name(request.repository_name)
         for key, parameter in request.parameters.items():
             # There are no ensembles, so no model has dependents.
@@ -214,11 +212,3 @@ def _encode(answer: Answer) -> bytes | ServingError:
     except Exception:
         log.exception("an answer of model '%s' could not be encoded", answer.model)
         return InternalError()
-
-
-def _parse(message: MessageT, payload: bytes) -> MessageT:
-    try:
-        message.ParseFromString(payload)
-    except DecodeError as exc:
-        raise InvalidRequest(f"the message is no valid {message.DESCRIPTOR.full_name}") from exc
-    return message

@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from preheat.engine import Engine
 from preheat.errors import ExecutionFailed, InternalError, InvalidRequest, ServingError
 from preheat.messages import VersionReport
 from preheat.protocol import repository_pb2 as pb
 from preheat.repository.arrival import Arrival, PushedFile
+from preheat.transport.parsing import parse
 from preheat.transport.status import code_of, text_of
 
 log = logging.getLogger(__name__)
 
 REPOSITORY_SERVICE = pb.DESCRIPTOR.services_by_name["ModelRepository"].full_name
-MessageT = TypeVar("MessageT", bound=Message)
 Result = TypeVar("Result")
 # How many calls that only read and write files run at once.
 _BRIEF_CALLS = 4
@@ -78,11 +78,11 @@ class RepositoryService:
                 self._submit(self._brief_executor, push.abandon)
 
     def _list(self, payload: bytes) -> pb.ListResponse:
-        _parse(pb.ListRequest(), payload)
+        parse(pb.ListRequest(), payload)
         return pb.ListResponse(versions=[_encode(report) for report in self._engine.reports()])
 
     def _roll_back(self, payload: bytes) -> pb.RollbackResponse:
-        request = _parse(pb.RollbackRequest(), payload)
+        request = parse(pb.RollbackRequest(), payload)
         return pb.RollbackResponse(text=self._engine.rollback(request.model))
 
     def _submit(self, executor: ThreadPoolExecutor, call: Callable[[], Result]) -> Future[Result]:
@@ -103,7 +103,7 @@ class _Push:
 
     def take(self, payload: bytes) -> None:
         """The next message. Raises what Arrival does."""
-        request = _parse(pb.PushRequest(), payload)
+        request = parse(pb.PushRequest(), payload)
         with self._turn:
             if self._abandoned:
                 return
@@ -178,11 +178,3 @@ def _encode(report: VersionReport) -> pb.ListResponse.Version:
         failures=report.failures,
         note=report.note,
     )
-
-
-def _parse(message: MessageT, payload: bytes) -> MessageT:
-    try:
-        message.ParseFromString(payload)
-    except DecodeError as exc:
-        raise InvalidRequest(f"the message is no valid {message.DESCRIPTOR.full_name}") from exc
-    return message

@@ -5,19 +5,19 @@ log for each of them.
 """
 
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from preheat.errors import InvalidRequest
 from preheat.transport.health import Health
-from preheat.transport.status import shorten
+from preheat.transport.parsing import MessageT, parse
+from preheat.transport.status import shorten, text_of
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-MessageT = TypeVar("MessageT", bound=Message)
 
 
 def health_handler(health: Health) -> grpc.GenericRpcHandler:
@@ -67,8 +67,7 @@ def reflection_handler(services: tuple[str, ...]) -> grpc.GenericRpcHandler:
 
 async def _parse(message: MessageT, payload: bytes, context: Any) -> MessageT:
     try:
-        message.ParseFromString(payload)
-    except DecodeError:
-        text = f"the message is no valid {message.DESCRIPTOR.full_name}"
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
-    return message
+        return parse(message, payload)
+    except InvalidRequest as exc:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text_of(exc))
+        raise

@@ -30,6 +30,7 @@ class Repository:
         self.may = {step: threading.Event() for step in self.begun}
         for event in self.may.values():
             event.set()
+        self.arrived = threading.Event()
         self.finished = threading.Event()
         self.refuses: Exception | None = None
 
@@ -55,7 +56,10 @@ class Repository:
         self._pass("begin")
         if self.refuses is not None:
             raise self.refuses
-        return Arrival([self.folder], model, version, files, config)
+        try:
+            return Arrival([self.folder], model, version, files, config)
+        finally:
+            self.arrived.set()
 
     def finish_push(self, arrival: Arrival) -> str:
         try:

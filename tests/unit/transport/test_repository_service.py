@@ -160,7 +160,7 @@ def test_a_client_that_leaves_as_it_begins_leaves_nothing(repository: Repository
         # As long as it takes for the server to know.
         await asyncio.sleep(0.2)
         repository.may["begin"].set()
-        await asyncio.sleep(0.2)
+        await until(repository.arrived.is_set)
         await until(lambda: repository.names() == ["m"])
 
     talk(repository, scenario)
