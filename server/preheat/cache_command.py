@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from preheat.cache import SWITCHED_OFF, Integrity, StoredEntry, inventory, locate, prune, remove, verify
 from preheat.settings import InvalidSetting, flag_of, option_fields, variable_of
+from preheat.tables import table
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _Remove: TypeAlias = Callable[[Path, StoredEntry], bool]
@@ -62,7 +63,7 @@ def _run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_as_json(entry) for entry in entries], indent=2))
         return 0
-    _print_table([_HEADER, *(_as_row(entry) for entry in entries)])
+    print("\n".join(table([_HEADER, *(_as_row(entry) for entry in entries)])))
     for entry in entries:
         if entry.damage is not None:
             print(f"{entry.key}: damaged: {entry.damage}")
@@ -166,9 +167,3 @@ def _size(size: int) -> str:
             break
         value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

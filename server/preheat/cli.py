@@ -26,6 +26,7 @@ from preheat.settings import (
     unknown_variables,
     variable_of,
 )
+from preheat.tables import table
 
 log = logging.getLogger("preheat")
 
@@ -110,9 +111,7 @@ def _run_backends(_: argparse.Namespace) -> int:
             rows.append((name, extra, "not installed", str(exc)))
         else:
             rows.append((name, extra, hardware.library, ", ".join(hardware.devices)))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        print(*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3], sep="  ")
+    print("\n".join(table(rows)))
     return 0
 
 

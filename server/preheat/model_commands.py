@@ -21,6 +21,7 @@ from preheat.repository.scan import BrokenModel, ModelFolder, read_model, versio
 from preheat.scheduling.row_cost import tell_worthwhile
 from preheat.scheduling.warming import WarmupReport, WarmupStep
 from preheat.settings import configure_logging, flag_of, make_settings, option_fields, variable_of
+from preheat.tables import table
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -129,9 +130,8 @@ def _explanation(loaded: Loaded) -> list[str]:
     cold_s: Mapping[str, Any] = {step["bucket"]: step["seconds"] for step in loaded.record.get("steps", ())}
     rows: list[tuple[str, ...]] = [("BUCKET", "COMPILED TO", "COLD S", "NOW S", "HOT MS", "GREW MIB")]
     rows += [_row(step, _last(report, step.label), cold_s) for step in report.steps if step.number == 1]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [f"{event.model}/{event.version}: {event.backend} on {', '.join(event.devices)}", ""]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += table(rows)
     before = f"; {loaded.record['seconds']:.1f} s when it was compiled" if loaded.record else ""
     passes = max((step.number for step in report.steps), default=0)
     lines += ["", f"hot after {event.load_s + event.warmup_s:.1f} s and {passes} passes{before}"]

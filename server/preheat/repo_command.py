@@ -2,26 +2,22 @@
 
 import argparse
 import json
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from preheat.check_command import add_check_command
-from preheat.errors import InvalidRequest
-from preheat.repository.arrival import Arrival, PushedFile
-from preheat.repository.configuration import BACKEND_OF_ARTIFACT
+from preheat.pushing import Progress, push_into, version_files
 from preheat.settings import InvalidSetting
-from preheat.transport.repository_client import Identity, RepositoryClient, hash_file
+from preheat.tables import table
+from preheat.transport.repository_client import Identity, RepositoryClient
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _DEFAULT_SERVER = "127.0.0.1:8001"
 # Loading, with warm-up and a canary, may take minutes.
 _DEFAULT_TIMEOUT_S = 3600.0
-_PIECE = 2**20
 _HEADER = (
     "MODEL", "VERSION", "STATE", "BACKEND", "BUCKETS", "WARM-UP S", "MIB", "REQUESTS", "FAILED", "PER S", "REASON",
 )  # fmt: skip
@@ -75,13 +71,10 @@ def _add(
     command = actions.add_parser(
         name, help=summary, description=description or summary, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    command.add_argument("--server", metavar="HOST:PORT", help=f"the server (default {_DEFAULT_SERVER})")
     command.add_argument(
-        "--server", default=_DEFAULT_SERVER, metavar="HOST:PORT", help=f"the server (default {_DEFAULT_SERVER})"
+        "--timeout", type=_seconds, metavar="S", help=f"how long to wait for it (default {_DEFAULT_TIMEOUT_S:.0f})"
     )
-    command.add_argument(
-        "--timeout", type=_seconds, default=_DEFAULT_TIMEOUT_S, metavar="S",
-        help=f"how long to wait for it (default {_DEFAULT_TIMEOUT_S:.0f})",
-    )  # fmt: skip
     command.add_argument(
         "--tls-ca", type=Path, metavar="FILE", help="use TLS; the server's certificate is signed by this"
     )
@@ -118,7 +111,8 @@ def _client(arguments: argparse.Namespace) -> RepositoryClient:
     identity = None
     if arguments.tls_ca or arguments.tls_certificate:
         identity = Identity(arguments.tls_ca, arguments.tls_certificate, arguments.tls_key)
-    return RepositoryClient(arguments.server, timeout_s=arguments.timeout, identity=identity)
+    timeout_s = _DEFAULT_TIMEOUT_S if arguments.timeout is None else arguments.timeout
+    return RepositoryClient(arguments.server or _DEFAULT_SERVER, timeout_s=timeout_s, identity=identity)
 
 
 def _run_load(arguments: argparse.Namespace) -> int:
@@ -159,9 +153,7 @@ def _run_list(arguments: argparse.Namespace) -> int:
         print(json.dumps([_as_json(each, rates.get((each.model, each.version))) for each in versions], indent=2))
         return 0
     rows = [_HEADER, *(_as_row(each, rates.get((each.model, each.version))) for each in versions)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
-    for row in rows:
-        print(*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1], sep="  ")
+    print("\n".join(table(rows)))
     return 0
 
 
@@ -200,15 +192,11 @@ def _as_row(version: Any, rate: float | None) -> Sequence[str]:
 
 
 def _run_push(arguments: argparse.Namespace) -> int:
-    files = _files(arguments.artifact)
+    files = version_files(arguments.artifact)
     config = None if arguments.config is None else arguments.config.read_text(encoding="utf-8")
-    progress = _Progress(sum(path.stat().st_size for path in files.values()))
+    progress = Progress(sum(path.stat().st_size for path in files.values()))
     if arguments.repository is not None:
-        if not arguments.repository.is_dir():
-            raise FileNotFoundError(f"--repository {arguments.repository}: no such folder; give one that holds models")
-        version = _push_locally(arguments, files, config, progress)
-        print(f"{arguments.model}/{version} is in {arguments.repository}")
-        return 0
+        return _push_locally(arguments, files, config, progress)
     with _client(arguments) as client:
         text = client.push(arguments.model, files, version=arguments.version, config=config, progress=progress.show)
     progress.end()
@@ -217,74 +205,26 @@ def _run_push(arguments: argparse.Namespace) -> int:
 
 
 def _push_locally(
-    arguments: argparse.Namespace, files: Mapping[str, Path], config: str | None, progress: "_Progress"
+    arguments: argparse.Namespace, files: Mapping[str, Path], config: str | None, progress: Progress
 ) -> int:
-    announced = [PushedFile(path, source.stat().st_size, hash_file(source)) for path, source in files.items()]
-    arrival = Arrival([arguments.repository], arguments.model, arguments.version, announced, config)
-    try:
-        sent = 0
-        for source in files.values():
-            with source.open("rb") as file:
-                while piece := file.read(_PIECE):
-                    arrival.write(piece)
-                    sent += len(piece)
-                    progress.show(sent)
-        progress.end()
-        arrival.check()
-        return arrival.place()
-    finally:
-        arrival.abandon()
+    """Raises InvalidSetting for what is said of a server, which is not asked."""
+    said = [flag for flag, value in _connection_flags(arguments).items() if value is not None]
+    if said:
+        raise InvalidSetting(f"{', '.join(said)}: no server is asked with --repository; leave out the one or the other")
+    if not arguments.repository.is_dir():
+        raise FileNotFoundError(f"--repository {arguments.repository}: no such folder; give one that holds models")
+    version = push_into(
+        arguments.repository, arguments.model, files, version=arguments.version, config=config, progress=progress
+    )
+    print(f"{arguments.model}/{version} is in {arguments.repository}")
+    return 0
 
 
-def _files(artifact: Path) -> dict[str, Path]:
-    """The files of a version, by their paths in it. Raises FileNotFoundError, InvalidRequest."""
-    if artifact.is_dir():
-        found = {str(path.relative_to(artifact)): path for path in _below(artifact)}
-        if not found:
-            raise InvalidRequest(f"{artifact}: has no files")
-        return found
-    if not artifact.is_file():
-        raise FileNotFoundError(f"{artifact}: no such file or folder")
-    files = {_name_of(artifact): artifact}
-    weights = artifact.with_suffix(".bin")
-    if artifact.suffix == ".xml" and weights.is_file():
-        files["model.bin"] = weights
-    return files
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """The files at any depth, but hidden ones and Python's caches. Raises InvalidRequest for a link to a folder."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name == "__pycache__":
-            continue
-        if not path.is_dir():
-            yield path
-        elif path.is_symlink():
-            raise InvalidRequest(f"{path}: is a link to a folder; put a copy of that in its place")
-        else:
-            yield from _below(path)
-
-
-def _name_of(artifact: Path) -> str:
-    """What a version's only file is to be called: as backends look for it, if its kind says so."""
-    known = {Path(name).suffix for name in (*BACKEND_OF_ARTIFACT, "model.py", "model.safetensors")}
-    return f"model{artifact.suffix}" if artifact.suffix in known else artifact.name
-
-
-class _Progress:
-    """A line on a terminal that says how far it is; nothing elsewhere. Any thread."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._shown = sys.stderr.isatty() and bool(total)
-
-    def show(self, done: int) -> None:
-        """So many bytes are done."""
-        if self._shown:
-            sys.stderr.write(f"\r{done / self._total:4.0%} of {self._total / 2**20:.1f} MiB")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        """All of it is."""
-        if self._shown:
-            sys.stderr.write(os.linesep)
+def _connection_flags(arguments: argparse.Namespace) -> Mapping[str, object]:
+    return {
+        "--server": arguments.server,
+        "--timeout": arguments.timeout,
+        "--tls-ca": arguments.tls_ca,
+        "--tls-certificate": arguments.tls_certificate,
+        "--tls-key": arguments.tls_key,
+    }

@@ -177,6 +177,19 @@ def test_a_push_without_a_server_is_placed(
     assert repository.names() == ["m"]
 
 
+@pytest.mark.parametrize(
+    "flag", ["--server=localhost:1", "--timeout=1", "--tls-ca=ca.pem", "--tls-certificate=me.pem", "--tls-key=key.pem"]
+)
+def test_what_is_said_of_a_server_is_refused_where_none_is_asked(
+    flag: str, capsys: pytest.CaptureFixture[str], repository: Repository, tmp_path: Path
+) -> None:
+    (tmp_path / "net").write_bytes(b"x")
+    line = ["repo", "push", "m", str(tmp_path / "net"), "--repository", str(repository.folder), flag]
+    assert main(line) == 2
+    assert f"{flag.partition('=')[0]}: no server is asked with --repository" in capsys.readouterr().err
+    assert not (repository.folder / "m" / "2").exists()
+
+
 @pytest.mark.parametrize("arguments", [["--seconds", "-1"], ["--timeout", "soon"], ["--sever", "x"]])
 def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
