@@ -12,8 +12,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 from onnx import numpy_helper
 from tests.e2e.server_process import ServerProcess
+from tests.e2e.speaker import Asking, wait_until
 from tests.e2e.tensors import infer_inputs
-from tests.e2e.test_following import Asking, wait_until
 from tests.e2e.test_repo_command import repo
 from tests.sentences import SENTENCES, tokenize
 

@@ -1,57 +1,30 @@
 """A server follows its repositories while clients ask: what is dropped in is served, and nobody notices."""
 
-import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
-from tests.e2e.server_process import LIMIT_S, ServerProcess, echo_config, write_model
+from tests.e2e.server_process import ServerProcess, echo_config, write_model
+from tests.e2e.speaker import MOMENTS, SPEAKER, SPEAKER_CONFIG, Asking, ask, speak, wait_until, write_speaker
 from tests.e2e.tensors import infer_inputs
 from tritonclient.utils import InferenceServerException
 
 ROWS = np.arange(8, dtype=np.int64).reshape(2, 4)
-# How far something has come when it is killed. More for a search: KILLS=50 pytest tests/e2e -k killed
-MOMENTS = [random.Random(number).random() for number in range(int(os.environ.get("KILLS", "3")))]  # noqa: S311 - no secret
 # Files need to rest for a moment, as they do for operators.
 RESTING = ("--settle-seconds", "0.3")
-
-# A model whose answers tell which text it was loaded from.
-SPEAKER = """
-import numpy as np
-from triton_python_backend_utils import InferenceResponse, Tensor
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [InferenceResponse([Tensor("OUTPUT0", np.array([{number}], np.int64))]) for _ in requests]
-"""
-SPEAKER_CONFIG = """
-backend: "python"
-input { name: "INPUT0" data_type: TYPE_INT64 dims: [ 1 ] }
-output { name: "OUTPUT0" data_type: TYPE_INT64 dims: [ 1 ] }
-"""
-
-
-def speak(folder: Path, version: int, number: int) -> None:
-    """A version that answers ``number``, written as an editor would."""
-    (folder / str(version)).mkdir(parents=True, exist_ok=True)
-    (folder / str(version) / "model.py").write_text(SPEAKER.format(number=number))
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "speaker"
-    speak(folder, 1, 10)
-    (folder / "config.pbtxt").write_text(SPEAKER_CONFIG)
+    write_speaker(tmp_path)
     return tmp_path
 
 
@@ -67,19 +40,6 @@ def client(server: ServerProcess) -> Iterator[Any]:
         yield client
 
 
-def ask(client: Any, model: str = "speaker") -> int:
-    inputs = infer_inputs({"INPUT0": np.zeros(1, np.int64)})
-    return int(client.infer(model, inputs, client_timeout=LIMIT_S).as_numpy("OUTPUT0")[0])
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Look again and again; the server's own events are not this process's."""
-    until_s = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < until_s, what
-        time.sleep(0.01)
-
-
 def wait_for_answer(client: Any, expected: int) -> None:
     wait_until(lambda: ask(client) == expected, f"no version answers {expected}")
 
@@ -87,38 +47,6 @@ def wait_for_answer(client: Any, expected: int) -> None:
 def index(client: Any) -> dict[tuple[str, str], tuple[str, str]]:
     rows = client.get_model_repository_index().models
     return {(row.name, row.version): (row.state, row.reason) for row in rows}
-
-
-class Asking:
-    """Asks without end on a thread of its own, and keeps what it was told."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self._server = server
-        self._stop = threading.Event()
-        self.answers: list[int] = []
-        self.failures: list[str] = []
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Asking":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(LIMIT_S)
-
-    @staticmethod
-    def ask(client: Any) -> int:
-        """One request."""
-        return ask(client)
-
-    def _run(self) -> None:
-        with grpcclient.InferenceServerClient(self._server.grpc_address) as client:
-            while not self._stop.is_set():
-                try:
-                    self.answers.append(self.ask(client))
-                except InferenceServerException as exc:
-                    self.failures.append(str(exc))
 
 
 def test_whatever_is_dropped_in_is_served_and_no_request_fails(

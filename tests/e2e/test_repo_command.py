@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 from tests.e2e.server_process import LIMIT_S, ServerProcess
-from tests.e2e.test_following import MOMENTS, SPEAKER, SPEAKER_CONFIG, ask, speak, wait_until
+from tests.e2e.speaker import MOMENTS, SPEAKER, SPEAKER_CONFIG, ask, wait_until, write_speaker
 
 OPTIONS = ("--settle-seconds", "0.3", "--allow-model-upload", "true")
 
@@ -21,8 +21,7 @@ OPTIONS = ("--settle-seconds", "0.3", "--allow-model-upload", "true")
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     repository = tmp_path / "repository"
-    speak(repository / "speaker", 1, 10)
-    (repository / "speaker" / "config.pbtxt").write_text(SPEAKER_CONFIG)
+    write_speaker(repository)
     return repository
 
 
