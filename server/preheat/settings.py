@@ -200,7 +200,7 @@ class Settings:
         "",
         _names,
         "backends to import at the start, beside those of the models that are there then, separated by commas: what is "
-        "dropped in later needs them, and to import one beside traffic can hold it up for a second",
+        "dropped in later needs them, and to import one beside traffic is slow, and requests may wait for it",
     )
     load_concurrency: int = _setting(
         max(1, min(4, os.cpu_count() or 1)), _count, "how many model versions are loaded at a time"
