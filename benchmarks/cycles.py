@@ -3,22 +3,22 @@
     python -m benchmarks.cycles --output docs/benchmarks/cycles
 
 A small model is loaded and unloaded by RPC, again and again, in a server of its own for each backend. What counts is
-the slope of the server's memory over the second half: a first load brings libraries and pools that stay.
+the slope of the server's memory over the second half: a first load brings libraries and pools that stay. Then the same
+with artifacts that differ, where what is compiled of one is of no use to the next.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import tritonclient.grpc as grpcclient
-from benchmarks.plots import Courses
-from benchmarks.report import Row, Section, write_report
+from benchmarks.cycle_courses import ARTIFACT_BOUNDS_KIB, BOUNDS_KIB, Course, differing_section, same_section
+from benchmarks.report import Section, write_report
 from benchmarks.servers import PreheatServer, server_version, stop_servers_when_terminated
 from tests.e2e.encoders import bucketed, write_encoder
 from tests.e2e.server_process import echo_config, write_model
@@ -26,46 +26,6 @@ from tests.e2e.server_process import echo_config, write_model
 _ROOT = Path(__file__).parents[1]
 _NAME = "cycled"
 _NEVER_S = 1800.0
-# KiB by which a cycle may make the server grow, in the second half.
-BOUNDS_KIB = {
-    "double": 8.0,
-    "python": 16.0,
-    "eager": 16.0,
-    "torchscript": 64.0,
-    "onnxruntime": 32.0,
-    "openvino": 64.0,
-    "torch_compile": 64.0,
-    "torchao": 64.0,
-    "aot_inductor": 32.0,
-}
-
-
-@dataclass(slots=True)
-class Course:
-    """What a server held after each unload: memory in KiB, open files, threads, and mappings."""
-
-    resident_kib: list[float] = field(default_factory=list)
-    files: list[int] = field(default_factory=list)
-    threads: list[int] = field(default_factory=list)
-    mappings: list[int] = field(default_factory=list)
-    load_s: list[float] = field(default_factory=list)
-
-    def note(self, pid: int, load_s: float) -> None:
-        """Look at the process now."""
-        process = Path(f"/proc/{pid}")
-        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-        self.resident_kib.append(float(status["VmRSS"].split()[0]))
-        self.threads.append(int(status["Threads"]))
-        self.files.append(len(list((process / "fd").iterdir())))
-        self.mappings.append(len((process / "maps").read_text().splitlines()))
-        self.load_s.append(load_s)
-
-
-def slope(values: Sequence[float]) -> float:
-    """By how much values grow from one to the next, by least squares; 0 of a single one."""
-    if len(values) < 2:
-        return 0.0
-    return float(np.polyfit(np.arange(len(values)), np.asarray(values, np.float64), 1)[0])
 
 
 def main() -> None:
@@ -74,23 +34,33 @@ def main() -> None:
     add = parser.add_argument
     add("--backends", nargs="+", choices=BOUNDS_KIB, default=list(BOUNDS_KIB), help="which (default: all)")
     add("--cycles", type=int, default=200, help="how often each is loaded and unloaded (default 200)")
+    add("--artifacts", type=int, default=8, help="how many that differ, of each that compiles as it loads (default 8)")
     add("--output", type=Path, default=_ROOT / "docs" / "benchmarks" / "cycles", help="the page to write")
     arguments = parser.parse_args()
     stop_servers_when_terminated()
-    courses: dict[str, Course] = {}
-    version = ""
+    same: dict[str, Course] = {}
+    differing: dict[str, Course] = {}
+    sections: list[Section] = []
     for backend in arguments.backends:
         print(f"{backend}: {arguments.cycles} cycles", file=sys.stderr, flush=True)
-        courses[backend], version = measure(backend, arguments.cycles)
-        section = _section(courses, version)
-        command = f"python -m benchmarks.cycles {' '.join(sys.argv[1:])}".strip()
-        write_report([section], arguments.output, command)
-    print(section.markdown)
-    raise SystemExit(bool(section.failures))
+        same[backend], version = measure(backend, arguments.cycles)
+        if arguments.artifacts and backend in ARTIFACT_BOUNDS_KIB:
+            print(f"{backend}: {arguments.artifacts} artifacts", file=sys.stderr, flush=True)
+            differing[backend], version = measure(backend, arguments.artifacts, change=_change_encoder)
+        sections = [same_section(same, version), *([differing_section(differing)] if differing else [])]
+        write_report(sections, arguments.output, _shown_command(arguments))
+    for section in sections:
+        print(section.markdown)
+    raise SystemExit(any(section.failures for section in sections))
 
 
-def measure(backend: str, cycles: int) -> tuple[Course, str]:
-    """Load and unload a model of ``backend`` in a server of its own."""
+def _shown_command(arguments: argparse.Namespace) -> str:
+    chosen = "" if arguments.backends == list(BOUNDS_KIB) else f" --backends {' '.join(arguments.backends)}"
+    return f"python -m benchmarks.cycles{chosen} --cycles {arguments.cycles} --artifacts {arguments.artifacts}"
+
+
+def measure(backend: str, cycles: int, change: Callable[[Path, int], None] | None = None) -> tuple[Course, str]:
+    """Load and unload a model of ``backend`` in a server of its own, after a ``change`` each time if one is given."""
     with tempfile.TemporaryDirectory() as place:
         repository = Path(place) / "repository"
         _WRITERS[backend](repository)
@@ -98,7 +68,9 @@ def measure(backend: str, cycles: int) -> tuple[Course, str]:
         with PreheatServer(repository, options=options) as server:
             course = Course()
             with grpcclient.InferenceServerClient(server.grpc_address) as client:
-                for _ in range(cycles):
+                for number in range(cycles):
+                    if change is not None:
+                        change(repository / _NAME / "1", number)
                     began_s = time.perf_counter()
                     client.load_model(_NAME, client_timeout=_NEVER_S)
                     load_s = time.perf_counter() - began_s
@@ -109,39 +81,6 @@ def measure(backend: str, cycles: int) -> tuple[Course, str]:
                         time.sleep(0.005)
                     course.note(server.pid, load_s)
             return course, server_version(server.grpc_address)
-
-
-def _section(courses: Mapping[str, Course], version: str) -> Section:
-    rows, failures = [], []
-    for backend, course in courses.items():
-        half = course.resident_kib[len(course.resident_kib) // 2 :]
-        grows = slope(half)
-        bound = BOUNDS_KIB[backend]
-        if grows > bound:
-            failures.append(f"{backend} grows by {grows:.1f} KiB a cycle, and may by {bound:.0f}")
-        rows.append(_row(backend, course, grows, bound))
-    counts = list(range(max(len(course.resident_kib) for course in courses.values())))
-    plots = [
-        Courses(f"{backend}", f"{backend}: the server's memory after each unload", [float(each) for each in counts],
-                {"MiB": [kib / 1024 for kib in course.resident_kib]}, across="cycles")
-        for backend, course in courses.items()
-    ]  # fmt: skip
-    return Section("cycles", _ABOUT, rows, plots=plots, versions=[version], failures=failures)
-
-
-def _row(backend: str, course: Course, grows: float, bound: float) -> Row:
-    return {
-        "backend": backend,
-        "cycles": len(course.resident_kib),
-        "ms to load": round(float(np.median(course.load_s)) * 1e3, 1),
-        "MiB after the first": round(course.resident_kib[0] / 1024, 1),
-        "after the last": round(course.resident_kib[-1] / 1024, 1),
-        "KiB a cycle, second half": round(grows, 2),
-        "bound": bound,
-        "open files": f"{course.files[0]} to {course.files[-1]}",
-        "threads": f"{course.threads[0]} to {course.threads[-1]}",
-        "mappings": f"{course.mappings[0]} to {course.mappings[-1]}",
-    }
 
 
 def _write_double(repository: Path) -> None:
@@ -166,6 +105,14 @@ def _export(script: str, backend: str) -> Callable[[Path], None]:
         _run("-c", script, str(folder / "1"))
 
     return write
+
+
+def _change_encoder(version: Path, number: int) -> None:
+    """Have the module compute something else, so that nothing of what was compiled before will do."""
+    code = (version / "model.py").read_text()
+    answer = re.compile(r'"pooled": .*\}')
+    assert answer.search(code), f"{version} does not answer as it did"
+    (version / "model.py").write_text(answer.sub(f'"pooled": pooled * {number + 2}.0}}', code))
 
 
 def _write_package(repository: Path) -> None:
@@ -202,7 +149,6 @@ output {{ name: "y" data_type: TYPE_FP32 dims: [ 64 ] }}
 """
 _ONNX = """
 import sys
-import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 weights = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
@@ -234,12 +180,6 @@ _WRITERS: Mapping[str, Callable[[Path], None]] = {
     "torchao": _write_encoder("torchao", **bucketed("8"), quantization="int8_weight_only", compile="true"),
     "aot_inductor": _write_package,
 }
-_ABOUT = """\
-A small model, loaded and unloaded by RPC. Memory is the server's, once what the model had is freed and given back;
-files, threads and mappings are those after the first unload, and after the last. Each load is of the same artifact:
-what `torch_compile` and `torchao` have compiled stays in the process, and is found there again; another artifact's
-comes to it."""
-
 
 if __name__ == "__main__":
     main()
