@@ -19,8 +19,10 @@ from tests.backends.compiling import (
     save_network,
     serving,
 )
+from torch._inductor import cpu_vec_isa
 
 from preheat_backends.torch_compile import TorchCompileBackend
+from preheat_backends.torch_compile.cache import caching_in
 from preheat_backends.torchao import TorchaoBackend
 
 pytestmark = pytest.mark.compiles
@@ -32,6 +34,10 @@ def cached(model: Instances) -> list[bool]:
 
 def cache_places() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.endswith("_CACHE_DIR")}
+
+
+def libraries(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*.so")}
 
 
 def load_in_another_process(folder: Path, cache: Path) -> subprocess.Popen[str]:
@@ -63,6 +69,17 @@ def test_each_of_two_equal_models_finds_all_it_needs_in_its_own_folder(tmp_path:
     for name in folders:
         stated = [["graph", "x[2,4]", True]]
         assert told[name] == {"answer": answers[name], "stated": stated, "compiled": [], "traced": 0}
+
+
+def test_instruction_sets_are_tried_out_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with caching_in(tmp_path / "first", on_cpu=True):
+        pass
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda *_: pytest.fail("tried out again"))
+    with caching_in(tmp_path / "second", on_cpu=True):
+        cpu_vec_isa.pick_vec_isa()
+    assert libraries(tmp_path / "second") == libraries(tmp_path / "first") != set()
+    with caching_in(tmp_path / "of a GPU", on_cpu=False):
+        assert libraries(tmp_path / "of a GPU") == set()
 
 
 def test_kernels_of_frozen_weights_are_found_again_though_their_graphs_are_not(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class ReportingInductor(torch._TorchCompileInductorWrapper):
         self._count_function()
         started_s = count_graph()
         reason = _recompile_reason()
-        with caching_in(self._cache_path):
+        with caching_in(self._cache_path, on_cpu=self._on_cpu):
             before = self._cache_counts()
             if any(_may_be_index(each) for each in inputs_):
                 self._use_one_thread()

@@ -124,7 +124,7 @@ class KeptGraphs:
                 log.info("%s: what the kept graph depends on has changed, it is traced", what)
                 return None
             started_s = time.perf_counter()
-            with caching_in(self._cache, complete=False), using_bytecode():
+            with caching_in(self._cache, on_cpu=True, complete=False), using_bytecode():
                 before = count_binaries(self._cache)
                 call = _deserialize(path.with_suffix(".graph").read_bytes())
                 cached = count_binaries(self._cache) == before

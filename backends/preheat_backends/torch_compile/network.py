@@ -133,7 +133,7 @@ def _compiling(recipe: Recipe) -> Iterator[None]:
     inductor: Any = torch._inductor.config  # to the type checker, neither has patch()
     shapes: Any = torch.fx.experimental._config
     with (
-        caching_in(recipe.cache_path),
+        caching_in(recipe.cache_path, on_cpu=recipe.device == "cpu"),
         inductor.patch(dict(recipe.inductor)),
         shapes.patch(use_duck_shape=False),
     ):
