@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.backends.aot_packages import LOOKUP_CONFIG, WORDS, rewrite, save_own_model
 from tests.backends.cases import (
     MAX_BATCH,
@@ -437,6 +438,32 @@ def test_what_cannot_be_built_is_refused_and_nothing_is_written(
     assert main([str(eager), str(output), *words]) == 1
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eager"]
+
+
+CONVOLUTION = """
+import torch
+
+def build_model():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, kernel_size=1))
+"""
+CONVOLUTION_CONFIG = """
+backend: "eager"
+max_batch_size: 32
+input { name: "input" data_type: TYPE_FP32 dims: [ 3, 8, 8 ] }
+output { name: "features" data_type: TYPE_FP32 dims: [ 4, 8, 8 ] }
+"""
+
+
+def test_how_a_convolution_is_computed_bounds_no_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Torch looks at whether there are 16 rows."""
+    eager = tmp_path / "eager"
+    (eager / "1").mkdir(parents=True)
+    (eager / "config.pbtxt").write_text(CONVOLUTION_CONFIG)
+    (eager / "1" / "model.py").write_text(CONVOLUTION)
+    threads = torch.get_num_threads()
+    assert main([str(eager), str(tmp_path / "package")]) == 0
+    assert "batch axis 32: 'features' differs from the network's by" in capsys.readouterr().out
+    assert torch.get_num_threads() == threads
 
 
 def test_the_tool_writes_over_nothing(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
 """From an exported program to a package that a server can trust: safe kernels, and a description of itself."""
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch._inductor
@@ -79,10 +81,34 @@ def _compile(program: ExportedProgram, path: Path, options: Mapping[str, Any], d
     try:
         # Set for the process too: what is only passed on does not reach the passes that freeze weights and fuse what
         # is quantized, nor does it with gradients on.
-        with torch.no_grad(), _inductor.patch(options):
+        with torch.no_grad(), _convolutions_of_any_batch(), _inductor.patch(options):
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(options))
     except Exception as exc:
         raise InvalidArtifact(f"inductor cannot compile the network: {first_line(exc)}") from exc
+
+
+@contextmanager
+def _convolutions_of_any_batch() -> Iterator[None]:
+    """Keep torch from bounding the batch when it looks at how a convolution will be computed.
+
+    For one in fp32 it asks whether there are 16 rows, to which one answer becomes a bound of the package; but with two
+    threads both have oneDNN compute it (use_mkldnn in ATen/native/Convolution.cpp), so that nothing depends on it.
+    """
+    choose, threads = torch._C._select_conv_backend, torch.get_num_threads()
+
+    def choose_without_bounds(image: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        rows: object = image.shape[0]
+        if not isinstance(rows, torch.SymInt):
+            return choose(image, *arguments, **named)
+        with rows.node.shape_env.suppress_guards():
+            return choose(image, *arguments, **named)
+
+    torch.set_num_threads(max(2, threads))
+    try:
+        with mock.patch.object(torch._C, "_select_conv_backend", choose_without_bounds):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _options(recipe: Recipe, *, one_thread: bool) -> dict[str, Any]:
