@@ -16,24 +16,32 @@ _PAUSE_TO_WORK = 3.0
 _LONGEST_PAUSE_S = 0.2
 
 _lock = threading.Lock()
-_loads = 0
 _usual_s = 0.0
 
 
 class _Pauses(importlib.abc.MetaPathFinder):
-    """Finds no module, but lets a thread that imports sleep between one and the next, for longer than it works."""
+    """Finds no module, but lets a thread that imports sleep between one and the next, for longer than it works.
+
+    While models load beside others: not the threads that were there before, but for those that load. The interpreter
+    holds its lock of imports meanwhile, so whoever else imports something new then waits for the end of the sleep.
+    """
 
     def __init__(self) -> None:
         self._worked = threading.local()
+        self.loads: list[int] = []
+        self.spared: frozenset[int] = frozenset()
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:  # noqa: ARG002
         """Called by the interpreter for each module that is not imported yet."""
-        if threading.current_thread() is threading.main_thread():
-            return  # which runs the event loop
+        me = threading.get_ident()
+        if not self.loads or (me in self.spared and me not in self.loads):
+            return
         now_s = time.thread_time()
-        worked_s = now_s - getattr(self._worked, "since_s", now_s)
+        # What it worked before these loads is no import.
+        earlier = getattr(self._worked, "spared", None) is not self.spared
+        worked_s = 0.0 if earlier else now_s - self._worked.since_s
         time.sleep(min(worked_s * _PAUSE_TO_WORK, _LONGEST_PAUSE_S))
-        self._worked.since_s = time.thread_time()
+        self._worked.since_s, self._worked.spared = time.thread_time(), self.spared
 
 
 _pauses = _Pauses()
@@ -41,22 +49,25 @@ _pauses = _Pauses()
 
 @contextmanager
 def handing_over_often() -> Iterator[None]:
-    """Have threads of the whole process hand over the lock sooner, and pause between the modules that they import.
+    """Have threads of the whole process hand over the lock sooner, and those that load pause between what they import.
 
     Until the block ends. Any thread; blocks overlap.
     """
-    global _loads, _usual_s  # noqa: PLW0603 - the interval is the process's
+    global _usual_s  # noqa: PLW0603 - the interval is the process's
+    me = threading.get_ident()
     with _lock:
-        if not _loads:
+        if not _pauses.loads:
             _usual_s = sys.getswitchinterval()
             sys.setswitchinterval(min(_usual_s, _SECONDS))
-            sys.meta_path.insert(0, _pauses)
-        _loads += 1
+            _pauses.spared = frozenset(thread.ident for thread in threading.enumerate() if thread.ident)
+            if _pauses not in sys.meta_path:
+                # For good: taken away, it would have a thread that is looking for a module miss the next finder.
+                sys.meta_path.insert(0, _pauses)
+        _pauses.loads.append(me)
     try:
         yield
     finally:
         with _lock:
-            _loads -= 1
-            if not _loads:
-                sys.meta_path.remove(_pauses)
+            _pauses.loads.remove(me)
+            if not _pauses.loads:
                 sys.setswitchinterval(_usual_s)

@@ -195,12 +195,13 @@ class ModelManager:
     def _load_first(self, name: str, jobs: Sequence[Job]) -> None:
         """Load a model's versions when the server starts, unless a client has had its say on it before."""
         with self._changing(name) as record:
-            if record.serving or record.holds(stamp_model(self._repositories, name)):
+            # A client that loaded it in vain has the start try what is on disk.
+            unloaded = record.held and not record.failed and record.holds(stamp_model(self._repositories, name))
+            if record.serving or unloaded:
                 for job in jobs:
-                    job.lifecycle.move_to(State.FAILED, "was not loaded, for a client loaded or unloaded the model")
-                if not record.serving:
-                    self._registry.forget_failures(name)
+                    self._registry.give_up(job.lifecycle)
                 return
+            record.follow()
             for job in jobs:
                 source = source_of(job.folder, job.lifecycle.version, stamp_folder(job.folder.path))
                 self._swapper.load(record, job.folder, job.lifecycle, source, first=True)

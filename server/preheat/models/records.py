@@ -39,6 +39,11 @@ class Record:
         """What was asked for by hand stands while the model's folder is as ``stamp`` says (None: there is none)."""
         self._held, self._held_at = True, stamp
 
+    @property
+    def held(self) -> bool:
+        """Whether something was asked for by hand, of late."""
+        return self._held
+
     def holds(self, stamp: FolderStamp | None) -> bool:
         """Whether that is so, the folder being as ``stamp`` says."""
         if stamp is None or self._held_at is None:

@@ -125,6 +125,15 @@ class Registry:
         with self._lock:
             self._lifecycles.get(model, {}).pop(version, None)
 
+    def give_up(self, lifecycle: Lifecycle) -> None:
+        """Know a life no more that was to be loaded, and is not wanted any more: nothing is announced of it."""
+        with self._lock:
+            lives = self._lifecycles.get(lifecycle.model, {})
+            if lives.get(lifecycle.version) is lifecycle:
+                del lives[lifecycle.version]
+            if not lives:
+                self._lifecycles.pop(lifecycle.model, None)
+
     def mark_broken(self, model: str, reason: str) -> None:
         """Remember a model whose folder or configuration cannot be used."""
         with self._lock:

@@ -1,7 +1,7 @@
 """Serving a model as its folder is now: what is new beside what is old, one step from one to the other."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from preheat.errors import InvalidArtifact, LoadFailed, ServerStopping, reason_of
 from preheat.memory.process import available_bytes
@@ -48,7 +48,9 @@ class Swapper:
         """
         stamp = stamp_folder(folder.path)
         wanted = {version: source_of(folder, version, stamp) for version in folder.versions}
-        failed = {} if anew else record.failed
+        if anew:
+            record.failed.clear()
+        failed = record.failed
         steps = plan({} if anew else record.serving, wanted, failed)
         resized = [version for version in steps.resize if self._resize(record, folder, wanted[version], version)]
         loads: Sequence[int] = sorted({*steps.load, *steps.resize} - set(resized))
@@ -56,8 +58,10 @@ class Swapper:
         if folder.configuration.server.swap is Swap.REPLACE:
             damaged = self._refuse_damaged(record, folder, wanted, loads)
             if set(loads) - set(damaged):
-                self._make_way(record)
-                loads = plan({}, wanted, {**failed, **{version: wanted[version] for version in damaged}}).load
+                # What was damaged in place serves on as it was.
+                vain = {each for each, source in wanted.items() if failed.get(each) == source}
+                self._make_way(record, spared=vain)
+                loads = plan({}, wanted, failed).load
         before, earlier = set(record.serving), record.kept
         record.kept = []
         tried = (self._load_anew(record, folder, each, wanted[each]) for each in loads if each not in damaged)
@@ -216,12 +220,15 @@ class Swapper:
         record.failed.pop(version, None)
         return True
 
-    def _make_way(self, record: Record) -> None:
-        """Free all that is served of the model, and wait until that is done: there is no room for both."""
+    def _make_way(self, record: Record, *, spared: Set[int]) -> None:
+        """Free what is served of the model but versions that are ``spared``, and wait until that is done.
+
+        There is no room for both.
+        """
         for handle in self._registry.handles_of(record.name):
-            if self._departures.retire(handle):
+            if handle.version not in spared and self._departures.retire(handle):
                 self._departures.release(handle)
-        record.serving.clear()
+                record.serving.pop(handle.version, None)
         self._forget(record.kept)
         record.kept = []
 

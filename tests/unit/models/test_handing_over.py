@@ -3,6 +3,8 @@
 import importlib
 import itertools
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,12 +47,25 @@ def test_threads_hand_over_soon_until_the_last_load_has_ended() -> None:
     assert sys.getswitchinterval() == usual_s
 
 
+def load(names: list[str]) -> None:
+    with handing_over_often():
+        imports(names)
+
+
 def test_a_thread_that_imports_sleeps_for_longer_than_it_works(
     modules: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sleeps = Sleeps(monkeypatch)
     with handing_over_often():
         background(imports, modules).result(PATIENCE_S)
+    assert sleeps.seconds == pytest.approx([0.0, 0.03, 0.03])
+
+
+def test_so_does_one_that_loads_which_was_there_before(modules: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = Sleeps(monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result(PATIENCE_S)
+        pool.submit(load, modules).result(PATIENCE_S)
     assert sleeps.seconds == pytest.approx([0.0, 0.03, 0.03])
 
 
@@ -61,18 +76,36 @@ def test_no_sleep_is_long(modules: list[str], monkeypatch: pytest.MonkeyPatch) -
     assert sleeps.seconds == [0.0, 0.2, 0.2]
 
 
-def test_the_thread_of_the_event_loop_does_not_sleep(modules: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_thread_did_before_the_load_is_no_import(modules: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = Sleeps(monkeypatch, work_s=60.0)
+    with ThreadPoolExecutor(1) as pool:
+        for name in modules:
+            pool.submit(load, [name]).result(PATIENCE_S)
+    assert sleeps.seconds == [0.0] * 3
+
+
+def test_threads_that_serve_do_not_sleep(modules: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     sleeps = Sleeps(monkeypatch)
-    with handing_over_often():
-        imports(modules)
+    with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as serving:
+        serving.submit(int).result(PATIENCE_S)
+        loading, done = threading.Event(), threading.Event()
+
+        def stay() -> None:
+            with handing_over_often():
+                loading.set()
+                assert done.wait(PATIENCE_S)
+
+        staying = pool.submit(stay)
+        assert loading.wait(PATIENCE_S)
+        serving.submit(imports, modules).result(PATIENCE_S)
+        done.set()
+        staying.result(PATIENCE_S)
     assert sleeps.seconds == []
 
 
 def test_nobody_sleeps_once_the_load_has_ended(modules: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     sleeps = Sleeps(monkeypatch)
-    finders = list(sys.meta_path)
     with handing_over_often():
         pass
     background(imports, modules).result(PATIENCE_S)
     assert sleeps.seconds == []
-    assert sys.meta_path == finders

@@ -549,6 +549,59 @@ def test_what_a_client_unloads_before_its_turn_stays_unloaded(folder: Path) -> N
     assert stack.registry.all_ready()
 
 
+def test_what_a_client_loads_in_vain_before_its_turn_is_loaded_as_it_is_on_disk(folder: Path) -> None:
+    stack = Following(folder.parent)
+    jobs = stack.manager.declare(scan([folder.parent]))
+    fail_next(stack)
+    with pytest.raises(LoadFailed):
+        stack.manager.load_model("m", CONFIG_JSON)
+    stack.next = Recording
+    stack.manager.load(jobs)
+    assert stack.serves() == [1]
+    assert stack.registry.all_ready()
+
+
+def test_what_was_declared_and_another_version_is_asked_for_is_forgotten(folder: Path) -> None:
+    stack = Following(folder.parent)
+    jobs = stack.manager.declare(scan([folder.parent]))
+    write(folder, 2)
+    stack.manager.load_model("m")
+    stack.manager.load(jobs)
+    assert stack.reasons() == {(2, "READY"): ""}
+
+
+def test_what_was_damaged_in_place_makes_no_way_for_another_version(stack: Following, folder: Path) -> None:
+    configure(folder, f"version_policy {{ all {{ }} }} {REPLACE}")
+    stack.manager.refresh("m")
+    before = stack.registry.find("m", "1")
+    (folder / "1" / "model.onnx").write_bytes(b"half")
+    write(folder, 2)
+    stack.manager.refresh("m")
+    assert stack.serves() == [1, 2]
+    assert stack.registry.find("m", "1") is before
+    write(folder, 3)
+    stack.manager.refresh("m")
+    assert stack.serves() == [1, 2, 3]
+    assert stack.registry.find("m", "1") is before
+
+
+def test_an_older_version_that_failed_is_tried_again_by_a_client(folder: Path) -> None:
+    write(folder, 2)
+    stack = Following(folder.parent)
+    fail_next(stack)
+    stack.up()
+    assert stack.serves() == []
+
+    def fail_once() -> Recording:
+        stack.next = Recording
+        return fail()
+
+    stack.next = fail_once
+    with pytest.raises(LoadFailed):
+        stack.manager.load_model("m")
+    assert stack.serves() == [1]
+
+
 def test_rolling_back_undoes_the_last_change_and_touches_nothing_else(folder: Path) -> None:
     stack = Following(folder.parent, keep_s=3600)
     configure(folder, "version_policy { latest { num_versions: 2 } }")
