@@ -197,6 +197,7 @@ class Ways:
         return self._dice.choice([e for e in self._artifacts.good if e.backend == now.backend and e.mark != now.mark])
 
     def _expect(self, artifact: Artifact, version: int) -> None:
+        self._log_before = len(self._server.log)
         self.expected.may(artifact.mark, version, time.perf_counter())
 
     def _until_in_place(self, artifact: Artifact) -> str:
@@ -207,7 +208,13 @@ class Ways:
     def _until_answers(self, artifact: Artifact, version: int) -> None:
         """Until the artifact answers; from then on nothing else may."""
         limit_s = _COMPILE_LIMIT_S if artifact.backend == "torch_compile" else _LIMIT_S
-        self._until(lambda: is_of(self._witness.latest, artifact.mark), f"no answer of {artifact.mark:.2f}", limit_s)
+
+        def answers() -> bool:
+            if f"{MODEL}/{version} FAILED" in self._server.log[self._log_before :]:
+                raise RuntimeError(f"not loaded; the log ends with\n{self._server.log[-3000:]}")
+            return is_of(self._witness.latest, artifact.mark)
+
+        self._until(answers, f"no answer of {artifact.mark:.2f}", limit_s)
         self.expected.only(artifact.mark, version, time.perf_counter())
 
     def _until(self, holds: Callable[[], bool], otherwise: str, limit_s: float = _LIMIT_S) -> None:

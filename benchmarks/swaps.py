@@ -193,7 +193,8 @@ def _start_anew(server: PreheatServer, folder: Folder, first: Artifact) -> None:
 
 def _serve(server: PreheatServer, folder: Folder, artifact: Artifact) -> None:
     folder.add(artifact, configure=True)
-    server.wait_for_log(f"{MODEL}/{folder.newest} READY")
+    line = server.wait_for_log(f"{MODEL}/{folder.newest} (READY|FAILED).*")
+    assert line[1] == "READY", line[0]
     folder.remove_older()
 
 

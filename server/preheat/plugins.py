@@ -1,6 +1,5 @@
 """Finding backends: entry points of the group ``preheat.backends``, imported only when a model asks for one."""
 
-import functools
 import importlib.metadata
 import threading
 from collections.abc import Sequence
@@ -8,10 +7,11 @@ from collections.abc import Sequence
 from preheat.backend import Backend
 from preheat.errors import BackendMissing
 
-# The cache alone would let two threads make one each.
-_loading = threading.Lock()
-
 GROUP = "preheat.backends"
+
+_made: dict[str, Backend] = {}
+# One is imported at a time: libraries whose modules import one another do not bear two threads at it.
+_making = threading.Lock()
 
 
 def backend_names() -> list[str]:
@@ -25,16 +25,18 @@ def extras_of(name: str) -> Sequence[str]:
 
 
 def load_backend(name: str) -> Backend:
-    """The backend called ``name``, made once per process. Any thread.
+    """The backend called ``name``, made once per process. Any thread; one that is made keeps nobody waiting.
 
     Raises BackendMissing saying what to install, or which names there are.
     """
-    with _loading:
-        return _load_backend(name)
+    if name not in _made:
+        with _making:
+            if name not in _made:
+                _made[name] = _make_backend(name)
+    return _made[name]
 
 
-@functools.cache
-def _load_backend(name: str) -> Backend:
+def _make_backend(name: str) -> Backend:
     entry_points = _entry_points()
     if name not in entry_points:
         raise BackendMissing(f"unknown backend '{name}'; there are {', '.join(sorted(entry_points))}")

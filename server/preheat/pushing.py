@@ -8,8 +8,8 @@ from pathlib import Path
 from preheat.errors import InvalidRequest
 from preheat.repository.arrival import Arrival, PushedFile
 from preheat.repository.configuration import BACKEND_OF_ARTIFACT
+from preheat.repository.integrity import hash_file
 from preheat.repository.names import is_ignored
-from preheat.transport.repository_client import hash_file
 
 _PIECE = 2**20
 

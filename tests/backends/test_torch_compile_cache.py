@@ -21,7 +21,7 @@ from tests.backends.compiling import (
 )
 from torch._inductor import cpu_vec_isa
 
-from preheat_backends.torch_compile import TorchCompileBackend
+from preheat_backends.torch_compile import TorchCompileBackend, cache
 from preheat_backends.torch_compile.cache import caching_in
 from preheat_backends.torchao import TorchaoBackend
 
@@ -71,15 +71,40 @@ def test_each_of_two_equal_models_finds_all_it_needs_in_its_own_folder(tmp_path:
         assert told[name] == {"answer": answers[name], "stated": stated, "compiled": [], "traced": 0}
 
 
-def test_instruction_sets_are_tried_out_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a process that has tried the instruction sets of this CPU out, and does so no more."""
+    if not cpu_vec_isa.valid_vec_isa_list():
+        pytest.skip("torch knows of no instruction set of this CPU that would have to be tried out")
+    monkeypatch.delenv("TORCHINDUCTOR_VEC_ISA_OK", raising=False)
+    monkeypatch.setattr(cache, "_instruction_set_programs", None)
     with caching_in(tmp_path / "first", on_cpu=True):
         pass
     monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda *_: pytest.fail("tried out again"))
+    return tmp_path / "first"
+
+
+def test_instruction_sets_are_tried_out_once_in_a_process(tried_out: Path, tmp_path: Path) -> None:
     with caching_in(tmp_path / "second", on_cpu=True):
         cpu_vec_isa.pick_vec_isa()
-    assert libraries(tmp_path / "second") == libraries(tmp_path / "first") != set()
+    assert libraries(tmp_path / "second") == libraries(tried_out) != set()
     with caching_in(tmp_path / "of a GPU", on_cpu=False):
         assert libraries(tmp_path / "of a GPU") == set()
+
+
+def test_a_folder_that_was_half_filled_when_a_server_crashed_is_filled(tried_out: Path, tmp_path: Path) -> None:
+    for cut in (True, False):
+        with caching_in(tmp_path / "second", on_cpu=True):
+            pass
+        for library in libraries(tmp_path / "second"):
+            if cut:
+                (tmp_path / "second" / library).write_bytes(b"\x7fELF")
+            else:
+                (tmp_path / "second" / library).unlink()
+    with caching_in(tmp_path / "second", on_cpu=True):
+        pass
+    for library in libraries(tried_out):
+        assert (tmp_path / "second" / library).read_bytes() == (tried_out / library).read_bytes()
 
 
 def test_kernels_of_frozen_weights_are_found_again_though_their_graphs_are_not(tmp_path: Path) -> None:

@@ -147,16 +147,13 @@ def serve_command(*repositories: Path, options: Sequence[str] = ()) -> list[str]
 def server_environment() -> dict[str, str]:
     """This process's environment without the server's settings, and with the tests' own backend to be found.
 
-    What is compiled is kept for the next run of the tests. That the compiler can build for this CPU is taken for
-    granted: to try it out takes a new process ten seconds, and is left to tests/backends/test_torch_compile_cache.py.
-    TEST_TRANSPORT says which transport is tested.
+    What is compiled is kept for the next run of the tests. TEST_TRANSPORT says which transport is tested.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREHEAT_")}
     path = os.pathsep.join([str(_PLUGINS), *filter(None, [inherited.get("PYTHONPATH")])])
     return inherited | {
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
-        "TORCHINDUCTOR_VEC_ISA_OK": "1",
         "PREHEAT_CACHE_DIR": str(_COMPILE_CACHE),
         "PREHEAT_TRANSPORT": os.environ.get("TEST_TRANSPORT", "grpcio"),
     }

@@ -56,8 +56,14 @@ def test_a_backend_to_import_that_there_is_not(tmp_path: Path) -> None:
 
 
 def test_backends_are_imported_that_no_model_needs_yet(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, options=["--import-backends", "double,python"]) as server:
-        assert "importing backends: double, python" in server.log
+    for options, imported in (([], False), (["--import-backends", "double,eager"], True)):
+        with ServerProcess(tmp_path, options=options) as server:
+            assert ("libtorch_cpu.so" in server.maps) == imported
+
+
+def test_a_backend_to_import_whose_library_is_missing_is_told_and_in_nobodys_way(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, options=["--import-backends", "absent,double"]) as server:
+        assert "--import-backends: backend 'absent' cannot be used: No module named 'absent_engine'" in server.log
 
 
 def test_a_second_server_on_the_port_of_a_first_does_not_share_its_traffic(tmp_path: Path) -> None:

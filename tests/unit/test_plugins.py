@@ -1,13 +1,19 @@
 """Backends are found by name, imported late, and say what to install when they cannot be."""
 
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tests.unit.builders import PATIENCE_S
 
+from preheat import plugins
 from preheat.backend import Backend
 from preheat.errors import BackendMissing
-from preheat.plugins import _load_backend, backend_names, extras_of, load_backend
+from preheat.plugins import backend_names, extras_of, load_backend
 
 ENTRY_POINTS = """\
 [preheat.backends]
@@ -15,6 +21,14 @@ late = late_backend:LateBackend
 absent = absent_backend:AbsentBackend [engine,cuda]
 impostor = late_backend:Impostor
 nowhere = late_backend:Nowhere
+slow = slow_backend:LateBackend
+"""
+SLOW = """\
+from slow_import import began, may_end
+from late_backend import LateBackend
+
+began.set()
+assert may_end.wait(60)
 """
 LATE = """\
 import os
@@ -41,11 +55,12 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
     (tmp_path / "late_backend.py").write_text(LATE)
+    (tmp_path / "slow_backend.py").write_text(SLOW)
     # What some libraries do when what they link against is absent.
     (tmp_path / "absent_backend.py").write_text("raise RuntimeError('libengine.so.7 is not there')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("LATE_BACKEND_IMPORTED", "no")
-    _load_backend.cache_clear()
+    monkeypatch.setattr(plugins, "_made", {})
     return name
 
 
@@ -75,6 +90,22 @@ def test_a_backend_of_another_distribution_is_imported_only_when_it_is_asked_for
     assert os.environ["LATE_BACKEND_IMPORTED"] == "no"
     assert load_backend("late").hardware().library == "late"
     assert os.environ["LATE_BACKEND_IMPORTED"] == "yes"
+
+
+@pytest.mark.usefixtures("distribution")
+def test_a_backend_that_is_made_is_had_while_another_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, may_end = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "slow_import", SimpleNamespace(began=began, may_end=may_end))
+    made = load_backend("double")
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(load_backend, "slow")
+        try:
+            assert began.wait(PATIENCE_S)
+            assert pool.submit(load_backend, "double").result(PATIENCE_S) is made
+            assert not slow.done()
+        finally:
+            may_end.set()
+        assert slow.result(PATIENCE_S).hardware().library == "late"
 
 
 def test_a_backend_that_cannot_be_imported_says_why_and_what_to_install(distribution: str) -> None:

@@ -11,7 +11,7 @@ from torch._inductor.utils import clear_caches
 
 _BINARIES = frozenset({".so", ".cubin", ".hsaco"})
 # Those that this process has tried instruction sets with. Read and written under dynamo's lock.
-_programs: Mapping[Path, bytes] | None = None
+_instruction_set_programs: Mapping[Path, bytes] | None = None
 
 
 @contextmanager
@@ -61,15 +61,18 @@ def _know_instruction_sets(folder: Path) -> None:
     compiled: in a folder for each model. So they are tried out once in a process, and copied to the others; a process
     that finds them in the first folder it looks into compiles none.
     """
-    global _programs  # noqa: PLW0603 - it says what torch has in its own global tables
-    if _programs is None:
+    global _instruction_set_programs  # noqa: PLW0603 - it says what torch has in its own global tables
+    if _instruction_set_programs is None:
         _try_instruction_sets(folder)
         found = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
-        _programs = {path.relative_to(folder): path.read_bytes() for path in found}
-    elif not folder.is_dir():
-        for path, content in _programs.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+        _instruction_set_programs = {path.relative_to(folder): path.read_bytes() for path in found}
+    else:
+        for path, content in _instruction_set_programs.items():
+            # Any of them may be missing, or cut off, after a crash.
+            place = folder / path
+            if not place.is_file() or place.stat().st_size != len(content):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content)
 
 
 def _try_instruction_sets(folder: Path) -> None:

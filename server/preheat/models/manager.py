@@ -196,7 +196,7 @@ class ModelManager:
         """Load a model's versions when the server starts, unless a client has had its say on it before."""
         with self._changing(name) as record:
             # A client that loaded it in vain has the start try what is on disk.
-            unloaded = record.held and not record.failed and record.holds(stamp_model(self._repositories, name))
+            unloaded = record.held and not record.failed and self._is_as_held(record)
             if record.serving or unloaded:
                 for job in jobs:
                     self._registry.give_up(job.lifecycle)
@@ -206,6 +206,14 @@ class ModelManager:
                 source = source_of(job.folder, job.lifecycle.version, stamp_folder(job.folder.path))
                 self._swapper.load(record, job.folder, job.lifecycle, source, first=True)
             self._swapper.conclude(record, jobs[0].folder)
+
+    def _is_as_held(self, record: Record) -> bool:
+        """Whether the model's folder is as it was when a client had its say; so it counts while it cannot be read."""
+        try:
+            return record.holds(stamp_model(self._repositories, record.name))
+        except OSError as exc:
+            log.warning("%s is left as a client asked for it: its folder cannot be read: %s", record.name, exc)
+            return True
 
     def _refresh(self, record: Record) -> None:
         """As :meth:`refresh`, with the record's lock held."""

@@ -55,6 +55,12 @@ def _in_words(path: Path) -> Iterator[None]:
         raise InvalidArtifact(f"{path} cannot be read: {type(exc).__name__}: {exc}") from exc
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of what is in the file, in hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class _Damaged(Exception):
     """What is wrong."""
 
@@ -244,16 +250,8 @@ def _check_manifest(path: Path) -> None:
         listed = path.parent / name
         if not listed.is_file():
             raise _Damaged(f"line {number}: {name} is not there")
-        if _hash(listed) != match[1].lower():
+        if hash_file(listed) != match[1].lower():
             raise _Damaged(f"line {number}: {name} is another than was listed")
-
-
-def _hash(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            found.update(piece)
-    return found.hexdigest()
 
 
 _CHECKS: Mapping[str, Callable[[Path], None]] = {

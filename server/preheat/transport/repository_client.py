@@ -1,6 +1,5 @@
 """A client of a running server, for the command line: our own service, and loading and unloading by the protocol's."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from google.protobuf.message import Message
 from preheat.errors import ServingError
 from preheat.protocol import grpc_service_pb2 as inference
 from preheat.protocol import repository_pb2 as pb
+from preheat.repository.integrity import hash_file
 
 _PIECE = 2**20
 # What gRPC's own servers say of a service that they do not have.
@@ -130,12 +130,6 @@ class RepositoryClient:
         if code is grpc.StatusCode.UNIMPLEMENTED and text == _NO_METHOD:
             return CallFailed(f"the server at {self._address} has no {_REPOSITORY}; is it Preheat, and recent enough?")
         return CallFailed(text or code.name)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of what is in the file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pieces(

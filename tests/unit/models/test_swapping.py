@@ -11,6 +11,7 @@ from tests.unit.models.test_manager import Stack
 
 from preheat.errors import InvalidArtifact, LoadFailed, ModelNotFound
 from preheat.messages import InferResponse
+from preheat.models import manager
 from preheat.models.departures import Unloaded
 from preheat.models.lifecycle import State
 from preheat.repository.scan import scan
@@ -213,6 +214,21 @@ def test_another_number_of_instances_is_had_on_the_same_model_where_it_can_be(fo
     assert stack.answered_by() == "1"
     stack.manager.unload_all(PATIENCE_S)
     assert all(model.names.count("open") == model.names.count("close session") for model in stack.made)
+
+
+def test_stopping_waits_for_a_version_that_is_still_closing(stack: Following, folder: Path) -> None:
+    entered, stopped_others = threading.Event(), threading.Event()
+
+    def close() -> None:
+        entered.set()
+        assert stopped_others.wait(PATIENCE_S)
+
+    stack.made[0].at_close = close
+    write(folder, 2)
+    stack.manager.refresh("m")
+    assert entered.wait(PATIENCE_S)
+    stack.made[1].at_close = stopped_others.set
+    assert stack.manager.unload_all(PATIENCE_S) == Unloaded(abandoned=0, hanging=0)
 
 
 def test_a_version_that_is_still_closing_when_the_server_stops_is_counted(stack: Following, folder: Path) -> None:
@@ -546,6 +562,17 @@ def test_what_a_client_unloads_before_its_turn_stays_unloaded(folder: Path) -> N
     stack.manager.load(jobs)
     assert stack.made == []
     assert stack.registry.index() == []
+    assert stack.registry.all_ready()
+
+
+def test_so_it_does_when_its_folder_cannot_be_read_at_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Following(folder.parent)
+    jobs = stack.manager.declare(scan([folder.parent]))
+    stack.manager.load_model("m")
+    stack.manager.unload_model("m")
+    monkeypatch.setattr(manager, "stamp_model", lambda *_: raise_(PermissionError("not for you")))
+    stack.manager.load(jobs)
+    assert stack.serves() == []
     assert stack.registry.all_ready()
 
 
