@@ -12,7 +12,6 @@ from google.protobuf import text_format
 
 from preheat.cache import open_cache
 from preheat.errors import InvalidConfig
-from preheat.models.assembly import pads_rows
 from preheat.models.lifecycle import Lifecycle
 from preheat.models.loader import Loaded, Loader, LoadLimits
 from preheat.models.precompilation import yield_to_others
@@ -136,7 +135,7 @@ def _explanation(loaded: Loaded) -> list[str]:
     before = f"; {loaded.record['seconds']:.1f} s when it was compiled" if loaded.record else ""
     passes = max((step.number for step in report.steps), default=0)
     lines += ["", f"hot after {event.load_s + event.warmup_s:.1f} s and {passes} passes{before}"]
-    lines += tell_worthwhile(report.times, pads=pads_rows(loaded.handle.engines.models))
+    lines += tell_worthwhile(report.worthwhile)
     outside = loaded.handle.completed.buckets
     if outside.sizes:
         lines.append(f"a size beyond its buckets: {outside.outside.value}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 
-from preheat.backend import Instance, Model, ModelSource, Outside
+from preheat.backend import Buckets, Instance, Model, ModelSource, Outside
 from preheat.errors import InvalidConfig
 from preheat.models.caching import CachedSources
 from preheat.models.handle import Engines
@@ -18,7 +18,7 @@ from preheat.scheduling.execution import Executor
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.padding_check import DEFAULT_TOLERANCE, PaddingCheck
 from preheat.scheduling.queue import RequestQueue
-from preheat.scheduling.row_cost import find_worthwhile, least_times, tell_worthwhile
+from preheat.scheduling.row_cost import tell_worthwhile
 from preheat.scheduling.warming import Warmup, WarmupReport
 from preheat.scheduling.worker import Worker
 from preheat.telemetry.events import Observer
@@ -129,17 +129,12 @@ def _workers(
 
 
 def join_what_pays(engines: Engines, reports: Sequence[WarmupReport], *, name: str) -> None:
-    """Have requests joined to batches as large as pay, by what the warm-ups of all instances measured."""
-    times = least_times([report.times for report in reports])
-    pads = pads_rows(engines.models)
-    for line in tell_worthwhile(times, pads=pads):
+    """Have requests joined to no more rows than the warm-ups found worthwhile, all of them: each may be disturbed."""
+    keys = set(reports[0].worthwhile).intersection(*(report.worthwhile for report in reports))
+    worthwhile = {key: max(report.worthwhile[key] for report in reports) for key in keys}
+    for line in tell_worthwhile(worthwhile):
         log.info("%s: %s", name, line)
-    engines.queue.limit_rows(find_worthwhile(times), times if pads else {})
-
-
-def pads_rows(models: Sequence[Model]) -> bool:
-    """Whether batches are padded to their buckets: those of engines that do not specialize run at their own size."""
-    return any(model.specializes_on_shape for model in models)
+    engines.queue.limit_rows(worthwhile)
 
 
 def batch_limits(configuration: ModelConfiguration) -> BatchLimits:
@@ -152,13 +147,13 @@ def batch_limits(configuration: ModelConfiguration) -> BatchLimits:
 
 def _warmup(version: int, completed: CompletedConfiguration, models: Sequence[Model], observer: Observer) -> Warmup:
     configuration, buckets = completed.configuration, completed.buckets
-    pads = pads_rows(models)
-    padded_to = buckets if pads else replace(buckets, rows=())
+    # Batches of an engine that does not specialize run at their own size.
+    rows = buckets.rows if any(model.specializes_on_shape for model in models) else ()
     executor = Executor(
         configuration.name,
         version,
         signature=completed.signature,
-        padding=Padding(completed.signature, padded_to, completed.pad_values),
+        padding=Padding(completed.signature, Buckets(rows, buckets.sizes, buckets.outside), completed.pad_values),
         outside=buckets.outside,
         observer=observer,
         reshapes=completed.reshapes,
@@ -171,7 +166,6 @@ def _warmup(version: int, completed: CompletedConfiguration, models: Sequence[Mo
         executor,
         _padding_check(completed) if buckets.sizes else None,
         weighs=_weighs(configuration),
-        pads=pads,
     )
 
 

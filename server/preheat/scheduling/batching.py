@@ -9,23 +9,20 @@ delays it, comes behind all others of its level. The rule, in that order:
 3. A batch whose rows reach the largest preferred size runs at once, at that size.
 4. Otherwise it waits until its oldest request has waited ``max_delay_s``, then runs as it is.
 
-With preferred sizes, rule 4 first tries the largest preferred size that whole requests can fill exactly. A batch that
-would be padded to a larger size runs as a smaller one, of its first requests, where that costs less for each row.
+With preferred sizes, rule 4 first tries the largest preferred size that whole requests can fill exactly.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from preheat.scheduling.pending import BatchKey, LoneKey, Pending
-from preheat.scheduling.row_cost import Times, count_worthwhile
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """How batches may be formed. ``max_rows`` 1 with ``joins`` False: every request runs alone, whatever its rows.
 
-    ``worthwhile``: the most rows to join for some batch keys, where more are possible but slower. ``padded``: for some,
-    what the sizes take that batches are padded to.
+    ``worthwhile``: the most rows to join for some batch keys, where more are possible but slower.
     """
 
     max_rows: int
@@ -33,7 +30,6 @@ class BatchLimits:
     preferred_rows: tuple[int, ...] = ()
     max_delay_s: float = 0.0
     worthwhile: Mapping[BatchKey, int] = field(default_factory=dict)
-    padded: Mapping[BatchKey, Times] = field(default_factory=dict)
 
     def most_rows(self, key: BatchKey) -> int:
         """How many rows requests of ``key`` are joined to at most."""
@@ -77,7 +73,7 @@ def choose(levels: Iterable[Iterable[Pending]], now_s: float, limits: BatchLimit
                 closed = True
                 break
     if not candidates or closed:
-        return Choice(_cut(candidates, limits), expired)
+        return Choice(candidates, expired)
     return _ripen(candidates, expired, now_s, limits, expiries)
 
 
@@ -103,15 +99,8 @@ def _ripen(
         return Choice(preferred, expired)
     ripe_s = min(pending.arrived_s for pending in candidates) + limits.max_delay_s
     if ripe_s <= now_s:
-        return Choice(preferred or _cut(candidates, limits), expired)
+        return Choice(preferred or candidates, expired)
     return Choice([], expired, min([ripe_s, *expiries]))
-
-
-def _cut(candidates: list[Pending], limits: BatchLimits) -> list[Pending]:
-    """The first of the candidates, if with all of them the batch would be padded to a size that is not worth it."""
-    if len(candidates) < 2 or not (times := limits.padded.get(candidates[0].batch_key)):
-        return candidates
-    return candidates[: count_worthwhile((pending.rows for pending in candidates), times)]
 
 
 def _fill_preferred(candidates: list[Pending], preferred_rows: tuple[int, ...]) -> list[Pending]:

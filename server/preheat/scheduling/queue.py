@@ -10,7 +10,6 @@ from preheat.errors import QueueFull
 from preheat.scheduling.batching import BatchLimits, Choice, choose
 from preheat.scheduling.pending import BatchKey, Pending
 from preheat.scheduling.queue_policy import QueuePolicies
-from preheat.scheduling.row_cost import Times
 
 
 class RequestQueue:
@@ -46,10 +45,10 @@ class RequestQueue:
     def __len__(self) -> int:
         return self._waiting
 
-    def limit_rows(self, worthwhile: Mapping[BatchKey, int], padded: Mapping[BatchKey, Times]) -> None:
-        """From now on, join requests as these say: see :class:`BatchLimits`."""
+    def limit_rows(self, worthwhile: Mapping[BatchKey, int]) -> None:
+        """From now on, join requests of these keys to no more rows."""
         with self._lock:
-            self._limits = replace(self._limits, worthwhile=worthwhile, padded=padded)
+            self._limits = replace(self._limits, worthwhile=worthwhile)
 
     def put(self, pending: Pending, *, wake: bool = True) -> bool:
         """Add a request; False if the queue is closed. Raises QueueFull at a limit.

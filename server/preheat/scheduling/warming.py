@@ -14,7 +14,7 @@ from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.padding_check import Infer, PaddingCheck
 from preheat.scheduling.pending import BatchKey
-from preheat.scheduling.row_cost import Times, time_batches
+from preheat.scheduling.row_cost import find_worthwhile
 from preheat.scheduling.warmup import Sample, WarmupBatch, plan_samples, plan_warmup
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,11 @@ class WarmupStep:
 
 @dataclass(frozen=True, slots=True)
 class WarmupReport:
-    """What one instance's warm-up did. ``times``: as :func:`~preheat.scheduling.row_cost.time_batches` found them."""
+    """What one instance's warm-up did. ``worthwhile``: as :func:`~preheat.scheduling.row_cost.find_worthwhile` says."""
 
     seconds: float = 0.0
     steps: Sequence[WarmupStep] = ()
-    times: Mapping[BatchKey, Times] = field(default_factory=dict)
+    worthwhile: Mapping[BatchKey, int] = field(default_factory=dict)
 
     @property
     def compilations(self) -> int:
@@ -69,8 +69,7 @@ class Warmup:
     """How the instances of one model version are warmed. Any thread may call it.
 
     ``name`` begins log lines and errors. ``check`` tries the padding, None where nothing is padded. ``weighs``: whether
-    it is up to the server how many requests share a batch, so that it has to know what batches cost. ``pads``: whether
-    those of fewer rows are padded to the next bucket's.
+    it is up to the server how many requests share a batch, so that it has to know what batches cost.
     """
 
     name: str
@@ -80,7 +79,6 @@ class Warmup:
     executor: Executor
     check: PaddingCheck | None = None
     weighs: bool = False
-    pads: bool = False
 
     def run(self, session: Session, record: CompilationRecord, *, instance: int, eagerly: bool) -> WarmupReport:
         """Warm ``session``, on its thread. Raises LoadFailed, saying at what.
@@ -101,8 +99,8 @@ class Warmup:
             ]
             steps += done
             if not any(step.built for step in done):
-                times = self._weigh(session, batches, done)
-                return WarmupReport(time.monotonic() - started_s, steps, times)
+                worthwhile = self._weigh(session, batches, done)
+                return WarmupReport(time.monotonic() - started_s, steps, worthwhile)
         late = next(step for step in steps if step.number == _MOST_PASSES and step.built)
         raise LoadFailed(
             f"warm-up of {self.name} does not come to an end: in pass {_MOST_PASSES}, {late.label} still compiled "
@@ -111,8 +109,8 @@ class Warmup:
 
     def _weigh(
         self, session: Session, batches: Sequence[WarmupBatch], done: Sequence[WarmupStep]
-    ) -> Mapping[BatchKey, Times]:
-        """What batches take, from what they took in the last pass."""
+    ) -> Mapping[BatchKey, int]:
+        """Find the batches that are not worth it, from what the last pass took."""
         if not (self.weighs and self.signature.batches):
             return {}
 
@@ -122,7 +120,7 @@ class Warmup:
             return time.monotonic() - started_s
 
         try:
-            return time_batches(batches, [step.seconds for step in done], run, pads=self.pads)
+            return find_worthwhile(batches, [step.seconds for step in done], run)
         except BaseException as exc:
             raise LoadFailed(f"warm-up of {self.name} failed when batches were timed: {reason_of(exc)}") from exc
 

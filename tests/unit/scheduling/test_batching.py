@@ -278,21 +278,6 @@ def test_a_request_of_more_rows_than_are_joined_runs_alone() -> None:
     assert run([large, small], limits).batch == [large]
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 5.0])
-def test_a_batch_runs_without_those_that_would_have_it_padded_to_a_size_that_is_not_worth_it(delay_s: float) -> None:
-    key = pending(key="a").batch_key
-    limits = BatchLimits(8, joins=True, max_delay_s=delay_s, padded={key: {1: 0.010, 2: 0.012, 8: 0.048}})
-    waiting = [pending(rows=1, key="a", arrived_s=NOW_S - delay_s) for _ in range(8)]
-    assert run(waiting[:2], limits).batch == waiting[:2]
-    assert run(waiting[:5], limits).batch == waiting[:2]
-    assert run(waiting[:7], limits).batch == waiting[:7]
-    assert run(waiting, limits).batch == waiting
-    others = [pending(rows=1, key="b", arrived_s=NOW_S - delay_s) for _ in range(5)]
-    assert run(others, limits).batch == others
-    # One that does not fit closes the batch, which is cut all the same.
-    assert run([*waiting[:5], pending(rows=4, key="a", arrived_s=NOW_S)], limits).batch == waiting[:2]
-
-
 @pytest.mark.parametrize("limits", [PATIENT, PREFERRING])
 def test_one_that_shares_its_batch_with_none_holds_nobody_up(limits: BatchLimits) -> None:
     lone, *others = waiting_rows(1, 1, 1)

@@ -296,7 +296,7 @@ def test_rows_that_are_limited_later_count_from_then_on() -> None:
     requests = queue(PATIENT_PAIRS, clock=lambda: 0.0)
     requests.put(pending())
     assert requests.take_now() is None
-    requests.limit_rows({pending().batch_key: 1}, {})
+    requests.limit_rows({pending().batch_key: 1})
     choice = requests.take_now()
     assert choice is not None
     assert len(choice.batch) == 1

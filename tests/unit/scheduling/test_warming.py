@@ -26,7 +26,6 @@ from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.padding_check import PaddingCheck
-from preheat.scheduling.row_cost import find_worthwhile
 from preheat.scheduling.warming import Warmup, WarmupReport
 from preheat.scheduling.warmup import Sample
 from preheat.telemetry.events import Compiled
@@ -277,13 +276,13 @@ def rows_squared(shape: tuple[int, ...], _: int) -> None:
 
 def test_a_warm_up_that_weighs_says_which_batches_do_not_pay() -> None:
     session = Echo(rows_squared)
-    assert find_worthwhile(Warming(weighs=True).run(session).times) == {(("x", (8,)),): 1}
+    assert Warming(weighs=True).run(session).worthwhile == {(("x", (8,)),): 1}
     assert session.calls == PASS * 4
 
 
 def test_one_that_does_not_weigh_says_nothing_and_runs_nothing_more() -> None:
     session = Echo(rows_squared)
-    assert Warming().run(session).times == {}
+    assert Warming().run(session).worthwhile == {}
     assert session.calls == PASS
 
 
