@@ -3,8 +3,8 @@
     python -m benchmarks.cold_start model_repo/minilm_compiled [MODEL_DIR ...]
 
 Each figure is of fresh server processes on an empty or a filled cache. The first request after READY is compared with
-the median of those that follow it on the same connection, and beside it stand requests that come later after a pause:
-what these take longer is the machine's, whose caches others use meanwhile. One JSON line for each model.
+the median of those that follow it on the same connection, and beside it stand requests that come later, each after a
+pause, as the first one does. One JSON line for each model.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tests.e2e.server_process import ServerProcess
 _SLOWEST_START_S = 1800.0
 _FOLLOWING = 50
 _PAUSES = 10
-# About as long as the connection and the request for the first one take to make.
+# Long enough for the threads that compute to have gone to sleep.
 _PAUSE_S = 0.1
 _SLOW = 1.5
 
@@ -52,7 +52,7 @@ class Result:
     """The medians of one model's starts, and how often a request took more than 1.5 times the median of its start.
 
     The latter are of the starts with a filled cache: of the first requests, and as shares of those that followed, at
-    once and after a pause, which is what the machine does to any request.
+    once and after a pause, when nothing is new any more.
     """
 
     model: str

@@ -197,7 +197,6 @@ class Ways:
         return self._dice.choice([e for e in self._artifacts.good if e.backend == now.backend and e.mark != now.mark])
 
     def _expect(self, artifact: Artifact, version: int) -> None:
-        self._log_before = len(self._server.log)
         self.expected.may(artifact.mark, version, time.perf_counter())
 
     def _until_in_place(self, artifact: Artifact) -> str:
@@ -208,9 +207,11 @@ class Ways:
     def _until_answers(self, artifact: Artifact, version: int) -> None:
         """Until the artifact answers; from then on nothing else may."""
         limit_s = _COMPILE_LIMIT_S if artifact.backend == "torch_compile" else _LIMIT_S
+        # Half of it, or what had its number before, may have failed until now.
+        before = len(self._server.log)
 
         def answers() -> bool:
-            if f"{MODEL}/{version} FAILED" in self._server.log[self._log_before :]:
+            if f"{MODEL}/{version} FAILED" in self._server.log[before:]:
                 raise RuntimeError(f"not loaded; the log ends with\n{self._server.log[-3000:]}")
             return is_of(self._witness.latest, artifact.mark)
 

@@ -216,22 +216,8 @@ def test_another_number_of_instances_is_had_on_the_same_model_where_it_can_be(fo
     assert all(model.names.count("open") == model.names.count("close session") for model in stack.made)
 
 
-def test_stopping_waits_for_a_version_that_is_still_closing(stack: Following, folder: Path) -> None:
-    entered, stopped_others = threading.Event(), threading.Event()
-
-    def close() -> None:
-        entered.set()
-        assert stopped_others.wait(PATIENCE_S)
-
-    stack.made[0].at_close = close
-    write(folder, 2)
-    stack.manager.refresh("m")
-    assert entered.wait(PATIENCE_S)
-    stack.made[1].at_close = stopped_others.set
-    assert stack.manager.unload_all(PATIENCE_S) == Unloaded(abandoned=0, hanging=0)
-
-
-def test_a_version_that_is_still_closing_when_the_server_stops_is_counted(stack: Following, folder: Path) -> None:
+def replace_and_hold(stack: Following, folder: Path) -> threading.Event:
+    """Have version 2 take over from one that is closing until the event that is returned is set."""
     entered, may_close = threading.Event(), threading.Event()
 
     def close() -> None:
@@ -242,6 +228,18 @@ def test_a_version_that_is_still_closing_when_the_server_stops_is_counted(stack:
     write(folder, 2)
     stack.manager.refresh("m")
     assert entered.wait(PATIENCE_S)
+    return may_close
+
+
+def test_stopping_waits_for_a_version_that_is_still_closing(stack: Following, folder: Path) -> None:
+    may_close = replace_and_hold(stack, folder)
+    # The other version is closed by the stop itself, before it waits.
+    stack.made[1].at_close = may_close.set
+    assert stack.manager.unload_all(PATIENCE_S) == Unloaded(abandoned=0, hanging=0)
+
+
+def test_a_version_that_is_still_closing_when_the_server_stops_is_counted(stack: Following, folder: Path) -> None:
+    may_close = replace_and_hold(stack, folder)
     assert stack.manager.unload_all(PATIENCE_S) == Unloaded(abandoned=0, hanging=1)
     may_close.set()
 
