@@ -3,8 +3,9 @@
 import enum
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -33,7 +34,7 @@ def describe_module(module: torch.nn.Module) -> str:
     """
     digest = hashlib.sha256(_settings().encode())
     try:
-        for part in _describe(module, {}):
+        for part in _describe(module, _Walk()):
             digest.update(part.encode() + b"\0")
     except Indescribable:
         raise
@@ -97,11 +98,21 @@ def _imported_from(value: Any) -> str:
     return IMPORTED if name.startswith(IMPORTED) else name
 
 
-def _describe(value: Any, seen: dict[int, tuple[int, object]]) -> Iterator[str]:
-    """The parts of a description. ``seen`` numbers what was described before, since things refer to each other.
+@dataclass(slots=True)
+class _Walk:
+    """One description. ``seen`` numbers what was described before, since things refer to each other.
 
-    It holds them too: another object must not come to lie where one was.
+    It holds them too: another object must not come to lie where one was. ``classes``: what :func:`_names` found, since
+    a network has thousands of modules and few classes.
     """
+
+    seen: dict[int, tuple[int, object]] = field(default_factory=dict)
+    classes: dict[type, tuple[Sequence[str], Sequence[str]]] = field(default_factory=dict)
+
+
+def _describe(value: Any, walk: _Walk) -> Iterator[str]:
+    """The parts of a description."""
+    seen = walk.seen
     name = f"{_imported_from(type(value))}.{type(value).__qualname__}"
     if isinstance(value, _PLAIN):
         yield f"{name} {value!r}"
@@ -121,17 +132,17 @@ def _describe(value: Any, seen: dict[int, tuple[int, object]]) -> Iterator[str]:
     else:
         seen[id(value)] = (len(seen), value)
         yield name
-        for part in _content(value):
-            yield from _describe(part, seen)
+        for part in _content(value, walk):
+            yield from _describe(part, walk)
         yield "end"
 
 
-def _content(value: Any) -> Iterable[object]:
+def _content(value: Any, walk: _Walk) -> Iterable[object]:
     """What ``value`` is made of. Raises Indescribable."""
     if isinstance(value, torch.fx.GraphModule):
         # All that its code reads; what else it has comes from the same file and from torch, and is not of one kind.
         return [value.code, value.training, value._parameters, value._buffers, value._modules]
-    attributes = _attributes(value)
+    attributes = _attributes(value, walk)
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values(), *attributes]
     if isinstance(value, list | tuple):
@@ -160,20 +171,28 @@ def _called(value: "FunctionType | MethodType | functools.partial[Any]") -> Iter
     return [value.func, value.args, value.keywords]
 
 
-def _attributes(value: object) -> list[object]:
-    classes = type(value).__mro__
-    slots = [name for owner in classes for name in _slots(owner) if hasattr(value, name)]
+def _attributes(value: object, walk: _Walk) -> list[object]:
+    owner = type(value)
+    if owner not in walk.classes:
+        walk.classes[owner] = _names(owner)
+    slots, shared = walk.classes[owner]
+    held = [name for name in slots if hasattr(value, name)]
+    names = sorted({*getattr(value, "__dict__", {}), *held, *shared} - {"__dict__", "__weakref__"})
+    return [part for name in names for part in (name, getattr(value, name))]
+
+
+def _names(described: type) -> tuple[Sequence[str], Sequence[str]]:
+    """The slots that objects of a class may have filled, and which attributes of the class tell something."""
     # What a class has may be computed when its file is imported: constants, defaults, closures. Of torch's own the
     # version is known.
-    own = [owner for owner in classes if owner.__module__.partition(".")[0] != "torch"]
+    own = [owner for owner in described.__mro__ if owner.__module__.partition(".")[0] != "torch"]
     shared = [
         name
         for owner in own
         for name, held in vars(owner).items()
         if name[:2] != "__" and (is_plain(held) or isinstance(held, FunctionType | staticmethod))
     ]
-    names = sorted({*getattr(value, "__dict__", {}), *slots, *shared} - {"__dict__", "__weakref__"})
-    return [part for name in names for part in (name, getattr(value, name))]
+    return [name for owner in described.__mro__ for name in _slots(owner)], shared
 
 
 def _slots(owner: type) -> Iterable[str]:
