@@ -1,10 +1,10 @@
-"""What a load does to the latency of what serves: open loop at half the saturation rate, quiet, warm and cold.
+"""What a load does to the latency of what serves: open loop at half the saturation rate, quiet, cold and warm.
 
     python -m benchmarks.beside model_repo/minilm_onnx model_repo/efficientnet_compiled
 
 The first model serves. The second is loaded and unloaded beside it, first from an empty compile cache and then, several
-times, from the filled one. Requests arrive on a schedule that does not wait for answers, so that a stall shows in all
-that queue behind it. Prints a table, and JSON with --json.
+times, from the filled one, each time after a while without. Requests arrive on a schedule that does not wait for
+answers, so that a stall shows in all that queue behind it. Prints a table, and JSON with --json.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -111,25 +112,37 @@ async def _measure(
     await load.saturation(seconds / 4)
     rate = await load.saturation(seconds / 4) / 2
     rows: list[Latencies] = []
-
-    async def row(what: str, works: Sequence[Callable[[], Awaitable[object]]]) -> None:
-        began_s, latencies = time.perf_counter(), list[float]()
-        for work in works:
-            latencies += await load.during(rate, work)
-            if what != "quiet":
-                await client.unload_model(newcomer)
-        p50, p99 = np.percentile(latencies, [50, 99])
-        quiet = rows[0].p99_ms if rows else p99
-        took_s = time.perf_counter() - began_s
-        rows.append(
-            Latencies(what, len(latencies), round(took_s, 1), round(p50, 2), round(p99, 2), round(p99 / quiet, 2))
-        )
-
-    await row("quiet", [lambda: asyncio.sleep(seconds)])
-    await row("cold load", [come])
-    await row("warm load", [come] * loads)
-    await row("quiet", [lambda: asyncio.sleep(seconds)])
+    for kind, times in (("cold", 1), ("warm", loads)):
+        quiet, busy = _Watched(load, rate), _Watched(load, rate)
+        # In turn: what else the machine has to do comes and goes within seconds, and is to meet both alike.
+        for _ in range(times):
+            await quiet.during(partial(asyncio.sleep, seconds / times))
+            await busy.during(come)
+            await client.unload_model(newcomer)
+        rows += [quiet.told(f"before {kind} loads", quiet), busy.told(f"{kind} loads", quiet)]
     return rows
+
+
+class _Watched:
+    """What requests took while one thing went on, several times. Belongs to the event loop of ``load``."""
+
+    def __init__(self, load: Load, rate: float) -> None:
+        self._load, self._rate = load, rate
+        self._latencies: list[float] = []
+        self._seconds = 0.0
+
+    async def during(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Ask until ``work`` is done."""
+        began_s = time.perf_counter()
+        self._latencies += await self._load.during(self._rate, work)
+        self._seconds += time.perf_counter() - began_s
+
+    def told(self, what: str, quiet: "_Watched") -> Latencies:
+        """The row of a table, compared with ``quiet``."""
+        p50, p99 = np.percentile(self._latencies, [50, 99])
+        ratio = p99 / np.percentile(quiet._latencies, 99)
+        count, took_s = len(self._latencies), round(self._seconds, 1)
+        return Latencies(what, count, took_s, round(p50, 2), round(p99, 2), round(ratio, 2))
 
 
 def main() -> None:
@@ -137,7 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("serving", type=Path, metavar="SERVING_MODEL_DIR")
     parser.add_argument("newcomer", type=Path, metavar="NEW_MODEL_DIR")
-    parser.add_argument("--seconds", type=float, default=40.0, help="how long to measure without a load (default 40)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=40.0,
+        help="how long to measure without a load, before cold and in all before warm loads (default 40)",
+    )
     parser.add_argument("--loads", type=int, default=8, help="loads with a filled cache (default 8)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
@@ -149,10 +167,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([asdict(each) for each in rows]))
         return
-    print(f"{'WHAT':12} {'REQUESTS':>8} {'SECONDS':>8} {'P50 MS':>8} {'P99 MS':>8} {'OF QUIET':>8}")
+    print(f"{'WHAT':18} {'REQUESTS':>8} {'SECONDS':>8} {'P50 MS':>8} {'P99 MS':>8} {'OF QUIET':>8}")
     for each in rows:
         print(
-            f"{each.what:12} {each.requests:8} {each.seconds:8.1f} {each.p50_ms:8.2f} {each.p99_ms:8.2f} "
+            f"{each.what:18} {each.requests:8} {each.seconds:8.1f} {each.p50_ms:8.2f} {each.p99_ms:8.2f} "
             f"{each.p99_over_quiet:8.2f}"
         )
 
