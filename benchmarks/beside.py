@@ -10,6 +10,7 @@ answers, so that a stall shows in all that queue behind it. Prints a table, and 
 import argparse
 import asyncio
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -100,14 +101,28 @@ async def measure(serving: Path, newcomer: Path, *, seconds: float, loads: int) 
                 grpc.aio.insecure_channel(address) as channel,
                 grpcclient.InferenceServerClient(address) as client,
             ):
-                return await _measure(Load(channel, request), client, newcomer.name, seconds=seconds, loads=loads)
+                return await _measure(
+                    Load(channel, request), server, client, newcomer.name, seconds=seconds, loads=loads
+                )
 
 
 async def _measure(
-    load: Load, client: grpcclient.InferenceServerClient, newcomer: str, *, seconds: float, loads: int
+    load: Load,
+    server: ServerProcess,
+    client: grpcclient.InferenceServerClient,
+    newcomer: str,
+    *,
+    seconds: float,
+    loads: int,
 ) -> list[Latencies]:
     async def come() -> None:
         await client.load_model(newcomer, client_timeout=_NEVER_S)
+
+    async def go() -> None:
+        so_far = len(server.log)
+        await client.unload_model(newcomer)
+        # That is answered before memory is given back, which is to be no part of the quiet that follows.
+        await asyncio.to_thread(server.wait_for_log, f"{re.escape(newcomer)}/\\d+ freed", after=so_far)
 
     await load.saturation(seconds / 4)
     rate = await load.saturation(seconds / 4) / 2
@@ -118,8 +133,8 @@ async def _measure(
         for _ in range(times):
             await quiet.during(partial(asyncio.sleep, seconds / times))
             await busy.during(come)
-            await client.unload_model(newcomer)
-        rows += [quiet.told(f"before {kind} loads", quiet), busy.told(f"{kind} loads", quiet)]
+            await go()
+        rows += [quiet.told(f"before {kind}", quiet), busy.told(f"{kind} load", quiet)]
     return rows
 
 
@@ -167,10 +182,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([asdict(each) for each in rows]))
         return
-    print(f"{'WHAT':18} {'REQUESTS':>8} {'SECONDS':>8} {'P50 MS':>8} {'P99 MS':>8} {'OF QUIET':>8}")
+    print(f"{'WHAT':12} {'REQUESTS':>8} {'SECONDS':>8} {'P50 MS':>8} {'P99 MS':>8} {'OF QUIET':>8}")
     for each in rows:
         print(
-            f"{each.what:18} {each.requests:8} {each.seconds:8.1f} {each.p50_ms:8.2f} {each.p99_ms:8.2f} "
+            f"{each.what:12} {each.requests:8} {each.seconds:8.1f} {each.p50_ms:8.2f} {each.p99_ms:8.2f} "
             f"{each.p99_over_quiet:8.2f}"
         )
 

@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -32,9 +33,10 @@ from tritonclient.utils import np_to_triton_dtype
 
 _ROOT = Path(__file__).parents[1]
 _REFERENCE, _BASELINE = "eager", "onnxruntime"
-# Two of the largest batches: one fills while the other computes, and nothing is padded.
+# Two of the largest batches: one fills while the other computes, and once that is under way nothing is padded.
 _CALLERS, _CALLERS_ROWS = 8, 8
 _SLOWEST_ANSWER_S = 120.0
+_FEWEST_ANSWERS = 3
 
 
 @dataclass(slots=True)
@@ -153,13 +155,13 @@ def _round(measured: Measured, samples: Inputs, seconds: float) -> float:
 
 
 def _time(measured: Measured, inputs: Sequence[grpcclient.InferInput], seconds: float) -> list[float]:
-    """What calls take, in milliseconds, one after another; at least three of them."""
+    """What calls take, in milliseconds, one after another; at least a few of them."""
     took_ms: list[float] = []
     assert measured.server is not None
     with grpcclient.InferenceServerClient(measured.server.grpc_address) as client:
         client.infer(measured.model, inputs)
         end_s = time.perf_counter() + seconds
-        while time.perf_counter() < end_s or len(took_ms) < 3:
+        while time.perf_counter() < end_s or len(took_ms) < _FEWEST_ANSWERS:
             began_s = time.perf_counter()
             client.infer(measured.model, inputs)
             took_ms.append((time.perf_counter() - began_s) * 1e3)
@@ -168,35 +170,36 @@ def _time(measured: Measured, inputs: Sequence[grpcclient.InferInput], seconds: 
 
 def _rate(measured: Measured, inputs: Sequence[grpcclient.InferInput], seconds: float) -> float:
     """Rows a second, of callers that each wait for their answer: until the last one, as batches answer many at once."""
-    counts = [0] * _CALLERS
-    answered_s = [0.0] * _CALLERS
-    # A caller that fails breaks it for the others.
+    assert measured.server is not None
+    address = measured.server.grpc_address
     lined_up = threading.Barrier(_CALLERS + 1, timeout=_SLOWEST_ANSWER_S)
     ended = threading.Event()
 
-    def call(number: int) -> None:
-        assert measured.server is not None
-        with grpcclient.InferenceServerClient(measured.server.grpc_address) as client:
-            client.infer(measured.model, inputs)
-            lined_up.wait()
-            while not ended.is_set():
+    def call() -> tuple[int, float]:
+        """How many answers there were, and when the last one was."""
+        answers, answered_s = 0, 0.0
+        try:
+            with grpcclient.InferenceServerClient(address) as client:
                 client.infer(measured.model, inputs)
-                if not ended.is_set():
-                    counts[number] += _CALLERS_ROWS
-                    answered_s[number] = time.perf_counter()
+                lined_up.wait()
+                while not ended.is_set() or answers < _FEWEST_ANSWERS:
+                    client.infer(measured.model, inputs)
+                    answers, answered_s = answers + 1, time.perf_counter()
+        finally:
+            # No one is to wait for a caller that failed.
+            lined_up.abort()
+        return answers, answered_s
 
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(_CALLERS)]
-    for thread in threads:
-        thread.start()
-    lined_up.wait()
-    began_s = time.perf_counter()
-    ended.wait(2 * seconds)
-    ended.set()
-    for thread in threads:
-        thread.join()
-    if not any(counts):
-        raise RuntimeError(f"{measured.model} answered none of {_CALLERS} callers within {2 * seconds} s")
-    return sum(counts) / (max(answered_s) - began_s)
+    with ThreadPoolExecutor(_CALLERS) as pool:
+        calls = [pool.submit(call) for _ in range(_CALLERS)]
+        with suppress(threading.BrokenBarrierError):
+            lined_up.wait()
+            began_s = time.perf_counter()
+            ended.wait(2 * seconds)
+        ended.set()
+        # The first that failed is the reason why others did.
+        done = [each.result() for each in as_completed(calls)]
+    return sum(answers for answers, _ in done) * _CALLERS_ROWS / (max(last_s for _, last_s in done) - began_s)
 
 
 def _requests(samples: Inputs, rows: int) -> list[grpcclient.InferInput]:

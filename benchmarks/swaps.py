@@ -192,8 +192,11 @@ def _start_anew(server: PreheatServer, folder: Folder, first: Artifact) -> None:
 
 
 def _serve(server: PreheatServer, folder: Folder, artifact: Artifact) -> None:
+    # One that was damaged may have failed under the same number.
+    so_far = len(server.log)
     folder.add(artifact, configure=True)
-    server.wait_for_log(f"{MODEL}/{folder.newest} READY")
+    if server.wait_for_log(f"{MODEL}/{folder.newest} (READY|FAILED)", after=so_far)[1] == "FAILED":
+        raise RuntimeError(f"not loaded; the log ends with\n{server.log[-3000:]}")
     folder.remove_older()
 
 

@@ -80,13 +80,13 @@ class ServerProcess:
         """Whether the process is alive."""
         return self._process.poll() is None
 
-    def wait_for_log(self, pattern: re.Pattern[str] | str) -> re.Match[str]:
-        """Block until ``pattern`` occurs in the log. Fails if the server ends before."""
+    def wait_for_log(self, pattern: re.Pattern[str] | str, *, after: int = 0) -> re.Match[str]:
+        """Block until ``pattern`` occurs in the log, ``after`` so many characters. Fails if the server ends before."""
         match: re.Match[str] | None = None
 
         def found() -> bool:
             nonlocal match
-            match = re.search(pattern, "".join(self._lines))
+            match = re.compile(pattern).search("".join(self._lines), after)
             return match is not None or self._ended
 
         with self._news:

@@ -172,10 +172,10 @@ def _called(value: "FunctionType | MethodType | functools.partial[Any]") -> Iter
 
 
 def _attributes(value: object, walk: _Walk) -> list[object]:
-    owner = type(value)
-    if owner not in walk.classes:
-        walk.classes[owner] = _names(owner)
-    slots, shared = walk.classes[owner]
+    described = type(value)
+    if described not in walk.classes:
+        walk.classes[described] = _names(described)
+    slots, shared = walk.classes[described]
     held = [name for name in slots if hasattr(value, name)]
     names = sorted({*getattr(value, "__dict__", {}), *held, *shared} - {"__dict__", "__weakref__"})
     return [part for name in names for part in (name, getattr(value, name))]
