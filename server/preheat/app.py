@@ -30,6 +30,7 @@ from preheat.repository.arrival import remove_leftovers
 from preheat.repository.scan import BrokenModel, ModelFolder, scan
 from preheat.repository.stamps import UNKNOWN, stamp_models
 from preheat.repository.watching import Watcher
+from preheat.scheduling.pacing import Pacer
 from preheat.settings import InvalidSetting, Settings
 from preheat.telemetry.events import Event, ModelSettled, Observer, StateChanged, broadcast
 from preheat.telemetry.gpu import GpuCollector
@@ -42,6 +43,8 @@ from preheat.transport.listening import Listening, Tls, address_of
 
 log = logging.getLogger("preheat")
 
+# Loads need give way to nobody where nothing was asked for so long.
+_IDLE_SECONDS = 10.0
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 # Changes that come so soon after one that was told are told together: with many models, telling takes its time.
 _HEALTH_SECONDS = 0.1
@@ -70,7 +73,8 @@ class Server:
         observer = broadcast(self._statistics.observe, rare=(log_event, self._notice))
         self._registry = Registry(observer=observer)
         self._cache = open_cache(settings.cache_dir, max_bytes=settings.cache_max_bytes)
-        self._manager = _make_manager(settings, self._registry, self._cache, observer)
+        pacer = Pacer(settings.load_share, in_use=lambda: self._statistics.idle_s() < _IDLE_SECONDS)
+        self._manager = _make_manager(settings, self._registry, self._cache, pacer, observer)
         control = Control(settings.model_control_mode)
         self._regions = Regions(load_driver()) if settings.allow_client_shm else None
         self._engine = Engine(
@@ -217,10 +221,14 @@ class Server:
 
 
 def _make_manager(
-    settings: Settings, registry: Registry, cache: CompileCache | None, observer: Observer
+    settings: Settings,
+    registry: Registry,
+    cache: CompileCache | None,
+    pacer: Pacer,
+    observer: Observer,
 ) -> ModelManager:
     departures = Departures(registry, observer=observer)
-    loader = _make_loader(settings, cache, observer)
+    loader = _make_loader(settings, cache, pacer, observer)
     swapper = Swapper(registry, loader, departures, keep_s=settings.rollback_seconds, observer=observer)
     return ModelManager(
         registry,
@@ -232,7 +240,7 @@ def _make_manager(
     )
 
 
-def _make_loader(settings: Settings, cache: CompileCache | None, observer: Observer) -> Loader:
+def _make_loader(settings: Settings, cache: CompileCache | None, pacer: Pacer, observer: Observer) -> Loader:
     options = ["--cache-dir", settings.cache_dir, "--cache-max-bytes", str(settings.cache_max_bytes)]
     return Loader(
         load_backend,
@@ -240,6 +248,7 @@ def _make_loader(settings: Settings, cache: CompileCache | None, observer: Obser
         observer=observer,
         cache=cache,
         precompiler=None if cache is None else Precompiler([*options, "--log-level", settings.log_level]),
+        pacer=pacer,
     )
 
 

@@ -17,6 +17,8 @@ _MAX_MESSAGE_BYTES = 2**31 - 1
 _MAX_SECONDS = 86400.0
 # More often, and connections are ended faster than they can be made.
 _LEAST_INTERVAL_S = 1.0
+# Less, and a load takes a hundred times as long as it might.
+_LEAST_SHARE = 0.01
 # What gRPC, and the libraries below it, take as a number.
 _MOST_COUNT = 2**31 - 1
 ENVIRONMENT_PREFIX = "PREHEAT_"
@@ -48,6 +50,16 @@ def _seconds(text: str) -> float:
         value = -1.0
     if not 0 <= value <= _MAX_SECONDS:
         raise ValueError(f"must be seconds, from 0 to {_MAX_SECONDS:.0f}")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not _LEAST_SHARE <= value <= 1:
+        raise ValueError(f"must be a share, from {_LEAST_SHARE} to 1")
     return value
 
 
@@ -204,6 +216,12 @@ class Settings:
     )
     load_concurrency: int = _setting(
         max(1, min(4, os.cpu_count() or 1)), _count, "how many model versions are loaded at a time"
+    )
+    load_share: float = _setting(
+        0.125,
+        _share,
+        "for how much of the time loads may work, all together, while other models are asked, so that those do not get "
+        "slower: 0.125 has a load take some ten times as long as it might; 1: all of it",
     )
     max_queue_requests: int = _setting(
         1024, _count, "how many requests may wait for a model version that sets no max_queue_size; more are refused"

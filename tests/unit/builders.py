@@ -32,6 +32,7 @@ from preheat.models.manager import ModelManager
 from preheat.models.registry import Registry
 from preheat.models.swapping import Swapper
 from preheat.repository.scan import ModelFolder, read_model
+from preheat.scheduling.pacing import Pacer
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.pending import Admitted, Answer, BatchKey, Pending, Reply
 from preheat.scheduling.queue_policy import Standing
@@ -256,6 +257,32 @@ class Recording(Model):
         return [name for name, _ in self.calls]
 
 
+class Clock:
+    """Stands in for the time module where threads are paced.
+
+    Only what a test says is work takes time, and the sleeps of its thread.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.pauses: list[float] = []
+        self._thread = threading.get_ident()
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    monotonic = perf_counter
+
+    def sleep(self, seconds: float) -> None:
+        if threading.get_ident() == self._thread:
+            self.pauses.append(seconds)
+            self.now_s += seconds
+
+    def work(self, seconds: float = 0.01) -> None:
+        """So much passes, of which the interpreter tells when this returns."""
+        self.now_s += seconds
+
+
 class Gate:
     """Holds a batch that contains ``value`` inside its session until it is opened."""
 
@@ -331,10 +358,12 @@ def model_folder(
     return model
 
 
-def loader_of(backend: Backend, *, events: Events | None = None, max_queue_requests: int = 100) -> Loader:
+def loader_of(
+    backend: Backend, *, events: Events | None = None, max_queue_requests: int = 100, pacer: Pacer | None = None
+) -> Loader:
     """A loader that has ``backend`` for whatever is asked for, and 4 cores."""
     limits = LoadLimits(max_queue_requests, max_queue_bytes=10**6, cores=4)
-    return Loader(lambda _: backend, limits=limits, observer=events or Events())
+    return Loader(lambda _: backend, limits=limits, observer=events or Events(), pacer=pacer)
 
 
 def background(call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Future[Result]:

@@ -15,6 +15,7 @@ from preheat.repository.configuration import ModelConfiguration
 from preheat.scheduling.batching import BatchLimits
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
+from preheat.scheduling.pacing import Pace
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.padding_check import DEFAULT_TOLERANCE, PaddingCheck
 from preheat.scheduling.queue import RequestQueue
@@ -34,8 +35,11 @@ def start_engines(
     *,
     queue: RequestQueue,
     observer: Observer,
+    pace: Pace,
 ) -> Engines:
     """Start a worker for each instance of ``models``, one for each source; they open and warm at the same time.
+
+    Each does so at ``pace``.
 
     Raises InvalidConfig, with nothing started and the models still open.
     """
@@ -44,7 +48,7 @@ def start_engines(
         (source, model) for source, model in zip(cached.sources, models, strict=True) for _ in range(source.instances)
     ]
     places = [(ordinal, source, model) for ordinal, (source, model) in enumerate(pairs)]
-    workers = _workers(version, completed, places, models, queue=queue, observer=observer)
+    workers = _workers(version, completed, places, models, queue=queue, observer=observer, pace=pace)
     engines = Engines(models, workers, queue, cached)
     try:
         for worker in workers:
@@ -62,6 +66,7 @@ def resize_engines(
     sources: Sequence[ModelSource],
     *,
     observer: Observer,
+    pace: Pace,
 ) -> tuple[Engines, Sequence[Worker]]:
     """As many workers as ``sources`` have instances, on the models of ``engines``; and those that are to leave.
 
@@ -82,7 +87,7 @@ def resize_engines(
     taken = {worker.ordinal for worker in stay}
     free = (ordinal for ordinal in count() if ordinal not in taken)
     places = [(next(free), source, model) for source, model in missing]
-    come = _workers(version, completed, places, engines.models, queue=engines.queue, observer=observer)
+    come = _workers(version, completed, places, engines.models, queue=engines.queue, observer=observer, pace=pace)
     _start_and_warm(come)
     resized = replace(engines, workers=[*stay, *come], cached=replace(engines.cached, sources=sources))
     return resized, spare
@@ -111,6 +116,7 @@ def _workers(
     *,
     queue: RequestQueue,
     observer: Observer,
+    pace: Pace,
 ) -> list[Worker]:
     """A worker for each of ``places``: its ordinal, and on which of ``models`` it opens its session."""
     warmup = _warmup(version, completed, models, observer)
@@ -123,6 +129,7 @@ def _workers(
             record=CompilationRecord(completed.configuration.name, version, ordinal, observer),
             executor=warmup.executor,
             queue=queue,
+            pace=pace,
         )
         for ordinal, source, model in places
     ]

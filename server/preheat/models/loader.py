@@ -13,7 +13,6 @@ from preheat.errors import BackendMissing, InvalidConfig, reason_of
 from preheat.memory.process import resident_bytes
 from preheat.models.assembly import batch_limits, join_what_pays, resize_engines, start_engines
 from preheat.models.caching import CachedSources, open_cached
-from preheat.models.handing_over import handing_over_often
 from preheat.models.handle import Engines, Handle, close_model
 from preheat.models.lifecycle import Lifecycle
 from preheat.models.placement import Placement, place
@@ -22,6 +21,7 @@ from preheat.repository.completion import CompletedConfiguration, complete
 from preheat.repository.config_json import as_json
 from preheat.repository.configuration import ModelConfiguration
 from preheat.repository.scan import ModelFolder
+from preheat.scheduling.pacing import Pace, Pacer
 from preheat.scheduling.queue import RequestQueue
 from preheat.scheduling.warming import WarmupReport
 from preheat.telemetry.events import InstancesChanged, Observer, VersionLoaded
@@ -60,10 +60,12 @@ class Loader:
         observer: Observer,
         cache: CompileCache | None = None,
         precompiler: Precompiler | None = None,
+        pacer: Pacer | None = None,
         most_instances: int | None = None,
     ) -> None:
-        """``cache`` None: compiled code is kept nowhere. ``precompiler`` fills that cache beside models that serve.
+        """``cache`` None: compiled code is kept nowhere.
 
+        Beside models that serve, ``precompiler`` fills it, and ``pacer`` has loads give way; None: nothing does.
         ``most_instances`` are opened on each device, whatever a configuration asks for.
         """
         self._find_backend = find_backend
@@ -71,6 +73,7 @@ class Loader:
         self._observer = observer
         self._cache = cache
         self._precompiler = precompiler
+        self._pacer = pacer
         self._most_instances = most_instances
 
     def load(self, folder: ModelFolder, lifecycle: Lifecycle, *, serving: bool = False) -> Loaded:
@@ -80,7 +83,8 @@ class Loader:
         """
         started_s, memory_bytes = time.monotonic(), resident_bytes()
         configuration, version = folder.configuration, lifecycle.version
-        with handing_over_often() if serving else nullcontext():
+        pace = self._pace(serving=serving)
+        with pace():
             # The first of its kind to be loaded has it imported.
             backend = self._backend(configuration)
         placements = place(configuration, backend.hardware().devices)
@@ -89,9 +93,10 @@ class Loader:
         sources = [replace(source, config=as_json(completed.proto), buckets=completed.buckets) for source in sources]
         cached = self._open_cached(backend, sources, completed.signature, folder=folder.path, serving=serving)
         try:
-            with handing_over_often() if serving else nullcontext():
-                engines = self._start(version, completed, cached, _load_models(backend, cached.sources, completed))
-                reports = _wait_until_warm(engines)
+            with pace():
+                models = _load_models(backend, cached.sources, completed)
+            engines = self._start(version, completed, cached, models, pace)
+            reports = _wait_until_warm(engines)
             join_what_pays(engines, reports, name=f"{configuration.name}/{version}")
         except InvalidConfig:
             cached.close()
@@ -122,8 +127,10 @@ class Loader:
         ):
             return False
         completed = complete(configuration, backend.complete(sources[0]))
-        with handing_over_often():
-            resized, leaving = resize_engines(engines, handle.version, completed, sources, observer=self._observer)
+        pace = self._pace(serving=True)
+        resized, leaving = resize_engines(
+            engines, handle.version, completed, sources, observer=self._observer, pace=pace
+        )
         handle.run_on(resized, completed)
         for worker in leaving:
             worker.leave()
@@ -138,6 +145,9 @@ class Loader:
         placements = place(folder.configuration, backend.hardware().devices)
         source = self._source(folder, version, placements[0], placements)
         return complete(folder.configuration, backend.complete(source))
+
+    def _pace(self, *, serving: bool) -> Pace:
+        return self._pacer.paced if serving and self._pacer is not None else nullcontext
 
     def _backend(self, configuration: ModelConfiguration) -> Backend:
         try:
@@ -166,16 +176,24 @@ class Loader:
     def _open_cached(
         self, backend: Backend, sources: Sequence[ModelSource], signature: Signature, *, folder: Path, serving: bool
     ) -> CachedSources:
-        cached = open_cached(self._cache, backend, sources, signature)
+        pace = self._pace(serving=serving)
+        with pace():
+            cached = open_cached(self._cache, backend, sources, signature)
         if not (cached.cold and serving and self._precompiler is not None):
             return cached
         # The other process needs the lock that this load holds.
         cached.close()
         self._precompiler.compile(folder, sources[0].version)
-        return open_cached(self._cache, backend, sources, signature)
+        with pace():
+            return open_cached(self._cache, backend, sources, signature)
 
     def _start(
-        self, version: int, completed: CompletedConfiguration, cached: CachedSources, models: Sequence[Model]
+        self,
+        version: int,
+        completed: CompletedConfiguration,
+        cached: CachedSources,
+        models: Sequence[Model],
+        pace: Pace,
     ) -> Engines:
         configuration = completed.configuration
         queue = RequestQueue(
@@ -185,7 +203,7 @@ class Loader:
             policies=configuration.batching.queues if configuration.batching else None,
         )
         try:
-            return start_engines(version, completed, cached, models, queue=queue, observer=self._observer)
+            return start_engines(version, completed, cached, models, queue=queue, observer=self._observer, pace=pace)
         except InvalidConfig:
             _close_models(models)
             raise
@@ -199,19 +217,20 @@ def _event(
     seconds: float,
     grown_bytes: int,
 ) -> VersionLoaded:
-    warmup_s = max(report.seconds for report in reports)
+    slowest = max(reports, key=lambda report: report.seconds)
     compilations = [each for report in reports for step in report.steps for each in step.built]
     return VersionLoaded(
         lifecycle.model,
         lifecycle.version,
         completed.configuration.backend,
         [source.device for source in sources],
-        load_s=seconds - warmup_s,
-        warmup_s=warmup_s,
+        load_s=seconds - slowest.seconds,
+        warmup_s=slowest.seconds,
         instances=len(reports),
         compiled=len(compilations),
         cached=sum(each.cached for each in compilations),
         grown_bytes=grown_bytes,
+        paused_s=slowest.paused_s,
     )
 
 

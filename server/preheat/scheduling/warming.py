@@ -12,6 +12,7 @@ from preheat.errors import LoadFailed, ServingError, reason_of
 from preheat.memory.process import resident_bytes
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
+from preheat.scheduling.pacing import working_s
 from preheat.scheduling.padding_check import Infer, PaddingCheck
 from preheat.scheduling.pending import BatchKey
 from preheat.scheduling.row_cost import find_worthwhile
@@ -27,7 +28,7 @@ _NOTABLE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class WarmupStep:
-    """One execution of the warm-up: what it ran, in which pass (from 1), and what it took.
+    """One execution of the warm-up: what it ran, in which pass (from 1), and what it took, but for pauses.
 
     ``memory_bytes`` is by how much the process grew.
     """
@@ -46,11 +47,16 @@ class WarmupStep:
 
 @dataclass(frozen=True, slots=True)
 class WarmupReport:
-    """What one instance's warm-up did. ``worthwhile``: as :func:`~preheat.scheduling.row_cost.find_worthwhile` says."""
+    """What one instance's warm-up did.
+
+    ``worthwhile``: as :func:`~preheat.scheduling.row_cost.find_worthwhile` says. ``paused_s``: for how much of its
+    ``seconds`` the thread paused, so that others get their turn.
+    """
 
     seconds: float = 0.0
     steps: Sequence[WarmupStep] = ()
     worthwhile: Mapping[BatchKey, int] = field(default_factory=dict)
+    paused_s: float = 0.0
 
     @property
     def compilations(self) -> int:
@@ -85,7 +91,7 @@ class Warmup:
 
         ``eagerly``: the session can run without compiling. The first instance tries the padding, for all.
         """
-        started_s = time.monotonic()
+        started_s, working_since_s = time.monotonic(), working_s()
         batches = self._plan(session)
         if self.check is not None and instance == 0 and isinstance(session, TensorSession):
             self._try_padding(self.check, session.infer_eagerly if eagerly else session.infer)
@@ -100,7 +106,8 @@ class Warmup:
             steps += done
             if not any(step.built for step in done):
                 worthwhile = self._weigh(session, batches, done)
-                return WarmupReport(time.monotonic() - started_s, steps, worthwhile)
+                took_s = time.monotonic() - started_s
+                return WarmupReport(took_s, steps, worthwhile, took_s - (working_s() - working_since_s))
         late = next(step for step in steps if step.number == _MOST_PASSES and step.built)
         raise LoadFailed(
             f"warm-up of {self.name} does not come to an end: in pass {_MOST_PASSES}, {late.label} still compiled "
@@ -115,9 +122,9 @@ class Warmup:
             return {}
 
         def run(batch: WarmupBatch) -> float:
-            started_s = time.monotonic()
+            started_s = working_s()
             self.executor.warm(session, batch)
-            return time.monotonic() - started_s
+            return working_s() - started_s
 
         try:
             return find_worthwhile(batches, [step.seconds for step in done], run)
@@ -141,7 +148,7 @@ class Warmup:
     def _step(
         self, session: Session, record: CompilationRecord, batch: WarmupBatch, number: int, label: str
     ) -> WarmupStep:
-        seen, memory_bytes, started_s = len(record.seen), resident_bytes(), time.monotonic()
+        seen, memory_bytes, started_s = len(record.seen), resident_bytes(), working_s()
         try:
             self.executor.warm(session, batch)
         except BaseException as exc:
@@ -151,7 +158,7 @@ class Warmup:
         step = WarmupStep(
             batch.label,
             number,
-            time.monotonic() - started_s,
+            working_s() - started_s,
             resident_bytes() - memory_bytes,
             tuple(record.seen[seen:]),
         )

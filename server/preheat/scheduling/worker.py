@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import TypeAlias
 
 from preheat.backend import Instance, Model, Session
@@ -14,6 +15,7 @@ from preheat.errors import InternalError
 from preheat.scheduling.batching import Choice
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
+from preheat.scheduling.pacing import Pace
 from preheat.scheduling.queue import RequestQueue
 from preheat.scheduling.warming import WarmupReport
 
@@ -33,7 +35,8 @@ class Worker:
     CUDA graphs, grad mode and thread counts belong to a thread, so what warms is what serves. Only a session that says
     that any thread may run it is lent to others, one at a time. :attr:`warm` resolves to what the warm-up did, or to
     why the instance could not be made ready; from then on the thread takes batches from ``queue`` until that is closed
-    and empty, or it is to :meth:`leave`. ``record`` gets whatever is compiled for the instance.
+    and empty, or it is to :meth:`leave`. ``record`` gets whatever is compiled for the instance; opening and warming
+    goes on at ``pace``.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Worker:
         record: CompilationRecord,
         executor: Executor,
         queue: RequestQueue,
+        pace: Pace = nullcontext,
     ) -> None:
         self._model = model
         self._instance = instance
@@ -54,6 +58,7 @@ class Worker:
         self._record = record
         self._executor = executor
         self._queue = queue
+        self._pace = pace
         self.warm: Future[WarmupReport] = Future()
         # Held while a batch runs, by whichever thread runs it.
         self._turn = threading.Lock()
@@ -136,12 +141,14 @@ class Worker:
     def _run(self) -> None:
         with recording(self._record.record):
             try:
-                session = self._model.open(self._instance)
+                with self._pace():
+                    session = self._model.open(self._instance)
             except BaseException as exc:  # whatever a backend raises must reach who waits
                 self.warm.set_exception(exc)
                 return
             try:
-                report = self._warm_up(session, self._record)
+                with self._pace():
+                    report = self._warm_up(session, self._record)
                 # Before anyone can know that it is warm: what is compiled from now on is cold.
                 self._record.ready = True
                 self._batch_s = report.slowest_s

@@ -59,7 +59,8 @@ class StateChanged:
 class VersionLoaded:
     """A model version has become READY.
 
-    ``load_s`` is the seconds of reading, building and opening, ``warmup_s`` those of the slowest instance's warm-up.
+    ``load_s`` is the seconds of reading, building and opening, ``warmup_s`` those of the slowest instance's warm-up,
+    of which it paused for ``paused_s`` so that requests to other models get their turn.
     ``compiled`` is how much was compiled meanwhile, of which ``cached`` was found in the compile cache. ``grown_bytes``
     is by how much the process grew, while others may have grown or shrunk it.
     """
@@ -74,6 +75,7 @@ class VersionLoaded:
     compiled: int = 0
     cached: int = 0
     grown_bytes: int = 0
+    paused_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

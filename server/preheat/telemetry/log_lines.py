@@ -6,14 +6,18 @@ from preheat.telemetry.events import Compiled, Event, InstancesChanged, StateCha
 
 log = logging.getLogger("preheat.models")
 
+# Shorter pauses are not worth a word.
+_NOTABLE_SECONDS = 0.05
+
 
 def log_event(event: Event) -> None:
     """Log what an operator wants to see pass; requests leave no line. An :data:`~preheat.telemetry.events.Observer`."""
     match event:
         case VersionLoaded():
             log.info(
-                "%s/%d READY: %s on %s, loaded in %.1f s, warmed in %.1f s%s",
+                "%s/%d READY: %s on %s, loaded in %.1f s, warmed in %.1f s%s%s",
                 event.model, event.version, event.backend, ", ".join(event.devices), event.load_s, event.warmup_s,
+                f" ({event.paused_s:.1f} s of it pauses for others)" if event.paused_s >= _NOTABLE_SECONDS else "",
                 f", {event.compiled} compiled, {event.cached} of them from the cache" if event.compiled else "",
             )  # fmt: skip
         case Compiled(ready=True):

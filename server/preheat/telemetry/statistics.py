@@ -1,6 +1,7 @@
 """The one aggregate of what happened to requests. Every view (Prometheus today) reads it; nothing else counts."""
 
 import copy
+import math
 import threading
 import time
 from collections import deque
@@ -173,11 +174,14 @@ class Statistics:
         self._lock = threading.Lock()
         self._versions: dict[tuple[str, int], VersionStatistics] = {}
         self._uncounted: deque[BatchExecuted] = deque()
+        # When the newest batch had ended, by time.monotonic().
+        self._last_batch_s = -math.inf
 
     def observe(self, event: Event) -> None:
         """Count an event: an :data:`~preheat.telemetry.events.Observer`."""
         if type(event) is BatchExecuted:
             self._uncounted.append(event)
+            self._last_batch_s = event.ended_s
             if len(self._uncounted) >= _MOST_UNCOUNTED:
                 with self._lock:
                     self._count_batches()
@@ -206,6 +210,10 @@ class Statistics:
         with self._lock:
             self._count_batches()
             return copy.deepcopy(self._versions.get((model, version), VersionStatistics()))
+
+    def idle_s(self) -> float:
+        """For how many seconds no batch has ended; infinite if none ever did."""
+        return time.monotonic() - self._last_batch_s
 
     def snapshot(self) -> dict[tuple[str, int], VersionStatistics]:
         """A copy of all statistics, by model and version, consistent for each version."""

@@ -1,5 +1,6 @@
 """From a folder to a warm handle; and whatever fails on the way leaves nothing behind."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +29,7 @@ from preheat.cache import CompileCache
 from preheat.errors import BackendMissing, InvalidArtifact, InvalidConfig, LoadFailed, QueueFull, reason_of
 from preheat.models.handle import Handle
 from preheat.models.loader import Loaded, Loader, LoadLimits
+from preheat.scheduling.pacing import Pacer
 from preheat.scheduling.pending import Answer
 from preheat.telemetry.events import VersionLoaded
 
@@ -48,6 +50,38 @@ def load(repository: Path, backend: Backend, *, config: str = ECHO_CONFIG) -> Lo
 def close(handle: Handle) -> None:
     assert handle.drain(PATIENCE_S)
     assert handle.close(PATIENCE_S)
+
+
+class Watched:
+    """What a load does, and in which of it its thread was paced."""
+
+    def __init__(self) -> None:
+        self.paced: list[tuple[str, bool]] = []
+        self.model = Recording(do=lambda _: self.look("infer"), at_open=lambda _: self.look("open"))
+
+    def look(self, what: str) -> None:
+        self.paced.append((what, sys.getprofile() is not None))
+
+    def backend(self) -> PlannedBackend:
+        def make(_: ModelSource) -> Model:
+            self.look("load")
+            return self.model
+
+        return PlannedBackend(make)
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_beside_models_that_serve_a_load_is_paced_until_it_serves_itself(tmp_path: Path, *, serving: bool) -> None:
+    watched = Watched()
+    loader = loader_of(watched.backend(), pacer=Pacer(0.5, in_use=lambda: False))
+    loaded = loader.load(model_folder(tmp_path), life(), serving=serving)
+    # Of the batch sizes 8, 4, 2 and 1.
+    assert watched.paced == [(what, serving) for what in ("load", "open", *["infer"] * 4)]
+    asked = Replies()
+    loaded.handle.submit(request(tensor("x", rows_of(1))), asked)
+    asked.wait()
+    assert watched.paced[-1] == ("infer", False)
+    close(loaded.handle)
 
 
 def warmed(repository: Path, model: Recording, *, config: str = ECHO_CONFIG) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from tests.unit.builders import Events, echo_signature, raise_
+from tests.unit.builders import Clock, Events, echo_signature, raise_
 
 from preheat.backend import (
     Buckets,
@@ -24,6 +24,7 @@ from preheat.compilations import Compilation, CompilationKind, recording, report
 from preheat.errors import ExecutionFailed, LoadFailed, reason_of
 from preheat.scheduling.compilation_record import CompilationRecord
 from preheat.scheduling.execution import Executor
+from preheat.scheduling.pacing import Pacer
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.padding_check import PaddingCheck
 from preheat.scheduling.warming import Warmup, WarmupReport
@@ -278,6 +279,15 @@ def test_a_warm_up_that_weighs_says_which_batches_do_not_pay() -> None:
     session = Echo(rows_squared)
     assert Warming(weighs=True).run(session).worthwhile == {(("x", (8,)),): 1}
     assert session.calls == PASS * 4
+
+
+def test_what_a_batch_took_is_told_without_the_pauses_of_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("preheat.scheduling.pacing.time", clock)
+    with Pacer(0.5, in_use=lambda: True).paced():
+        report = Warming(weighs=True).run(Echo(lambda shape, _: clock.work(0.005 * shape[0])))
+    assert [step.seconds for step in report.steps] == pytest.approx([0.02, 0.01, 0.005])
+    assert sum(clock.pauses) == pytest.approx(0.035)
 
 
 def test_one_that_does_not_weigh_says_nothing_and_runs_nothing_more() -> None:

@@ -1,6 +1,7 @@
 """The one aggregate: what goes in adds up, and a snapshot is nobody else's."""
 
 import copy
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -37,6 +38,14 @@ def batches(draw: st.DrawFn) -> BatchExecuted:
 def executed(rows: int = 3, model: str = "m") -> BatchExecuted:
     """Two requests that waited 0.25 and 0.5 s; 0.125, 0.25 and 0.5 s of computing."""
     return BatchExecuted(model, 1, rows, [10.25, 10.0], 10.5, 10.625, 10.875, 11.375)
+
+
+def test_a_server_is_idle_since_the_last_batch_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = Statistics()
+    assert statistics.idle_s() == math.inf
+    statistics.observe(executed())
+    monkeypatch.setattr("preheat.telemetry.statistics.time.monotonic", lambda: executed().ended_s + 3.0)
+    assert statistics.idle_s() == pytest.approx(3.0)
 
 
 def counted(*events: Event) -> VersionStatistics:
