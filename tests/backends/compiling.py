@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tests.backends.cases import FOUR, MAX_BATCH, make_source, open_session
 
 from preheat.backend import Backend, Buckets, Dimension, Model, Signature, TensorSession, TensorSpec
 from preheat.compilations import Compilation, recording
+from preheat.scheduling.pacing import Pace
 from preheat.tensors import Array, DataType, Tensors
 from preheat_backends.torch_compile import TorchCompileBackend
 
@@ -88,16 +89,23 @@ def sequences(count: int, length: int) -> dict[str, Array]:
 
 
 class Instances:
-    """A model's instances, each on a thread of its own as in the server, and all that they stated."""
+    """A model's instances, each on a thread of its own as in the server, and all that they stated.
 
-    def __init__(self, model: Model, count: int = 1, *, threads: int = 1) -> None:
+    They open and run at ``pace``.
+    """
+
+    def __init__(self, model: Model, count: int = 1, *, threads: int = 1, pace: Pace = nullcontext) -> None:
         self.model = model
+        self._pace = pace
         self.stated: list[Compilation] = []
         self._threads = [ThreadPoolExecutor(1) for _ in range(count)]
         self._sessions = [
-            thread.submit(open_session, model, ordinal, threads=threads).result()
-            for ordinal, thread in enumerate(self._threads)
+            thread.submit(self._open, ordinal, threads=threads).result() for ordinal, thread in enumerate(self._threads)
         ]
+
+    def _open(self, ordinal: int, *, threads: int) -> TensorSession:
+        with self._pace():
+            return open_session(self.model, ordinal, threads=threads)
 
     def infer(self, inputs: Tensors, *, on: int = 0, eagerly: bool = False) -> Tensors:
         return self._threads[on].submit(self._infer, self._sessions[on], inputs, eagerly=eagerly).result()
@@ -123,13 +131,13 @@ class Instances:
         self.model.close()
 
     def _infer(self, session: TensorSession, inputs: Tensors, *, eagerly: bool) -> Tensors:
-        with recording(self.stated.append):
+        with recording(self.stated.append), self._pace():
             return session.infer_eagerly(inputs) if eagerly else session.infer(inputs)
 
 
 @contextmanager
-def serving(model: Model, count: int = 1, *, threads: int = 1) -> Iterator[Instances]:
-    instances = Instances(model, count, threads=threads)
+def serving(model: Model, count: int = 1, *, threads: int = 1, pace: Pace = nullcontext) -> Iterator[Instances]:
+    instances = Instances(model, count, threads=threads, pace=pace)
     try:
         yield instances
     finally:

@@ -29,6 +29,7 @@ from tests.backends.compiling import (
 from preheat.backend import Dimension, Outside, Signature, TensorSpec
 from preheat.compilations import CompilationKind
 from preheat.errors import ExecutionFailed, InvalidConfig
+from preheat.scheduling.pacing import Pacer
 from preheat.tensors import DataType
 from preheat_backends.torch_compile.inductor import MOST_GRAPHS
 
@@ -61,6 +62,15 @@ def test_every_bucket_is_one_graph_that_is_stated_once_with_its_shapes(tmp_path:
     assert [first.what, second.what] == ["x[1,4]", "x[4,4]"]
     assert first.kind is second.kind is CompilationKind.GRAPH
     assert first.seconds > 0
+
+
+def test_what_paces_a_load_is_taken_for_no_part_of_the_network(tmp_path: Path) -> None:
+    folder = save_network(tmp_path, LINEAR_NETWORK)
+    pace = Pacer(0.9, in_use=lambda: True).paced
+    with serving(load(folder, buckets=buckets(1, 4), parameters={"fullgraph": "true"}), pace=pace) as model:
+        for count in (1, 4, 1, 4):
+            model.infer(rows(count))
+        assert [each.what for each in model.take()] == ["x[1,4]", "x[4,4]"]
 
 
 @pytest.mark.parametrize("index", ["x", "x.float().mul(1.0).long()"], ids=["given", "computed"])

@@ -8,7 +8,7 @@ import tritonclient.grpc as grpcclient
 from tests.e2e.server_process import ServerProcess, echo_config, write_model
 from tests.e2e.tensors import infer_inputs, unique_rows
 
-PAUSES = r"newcomer/1 READY: .* s of it pauses for others\)"
+PAUSES = r"newcomer/1 READY: .* s of that in pauses for others\)"
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ from preheat.models.manager import ModelManager
 from preheat.models.registry import Registry
 from preheat.models.swapping import Swapper
 from preheat.repository.scan import ModelFolder, read_model
-from preheat.scheduling.pacing import Pacer
 from preheat.scheduling.padding import Padding
 from preheat.scheduling.pending import Admitted, Answer, BatchKey, Pending, Reply
 from preheat.scheduling.queue_policy import Standing
@@ -358,12 +357,10 @@ def model_folder(
     return model
 
 
-def loader_of(
-    backend: Backend, *, events: Events | None = None, max_queue_requests: int = 100, pacer: Pacer | None = None
-) -> Loader:
+def loader_of(backend: Backend, *, events: Events | None = None, max_queue_requests: int = 100) -> Loader:
     """A loader that has ``backend`` for whatever is asked for, and 4 cores."""
     limits = LoadLimits(max_queue_requests, max_queue_bytes=10**6, cores=4)
-    return Loader(lambda _: backend, limits=limits, observer=events or Events(), pacer=pacer)
+    return Loader(lambda _: backend, limits=limits, observer=events or Events())
 
 
 def background(call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Future[Result]:

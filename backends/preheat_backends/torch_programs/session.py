@@ -1,9 +1,12 @@
 """One thread's way into a program: host arrays in, host arrays out."""
 
+import sys
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import TypeAlias
 
 import torch
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 
 from preheat.backend import Instance, Model, TensorSession
 from preheat.errors import ExecutionFailed, ServingError
@@ -45,6 +48,7 @@ class TorchModel(Model):
     def open(self, instance: Instance) -> "TorchSession":
         """Open a session that computes with ``instance.threads`` threads, on a CUDA device in a stream of its own."""
         _use_threads(instance.threads)
+        _pass_over_profilers()
         self._program.adopt_thread()
         if isinstance(self._program, NetworkProgram):
             return NetworkSession(self._program, self._device, backend=self._backend)
@@ -54,6 +58,16 @@ class TorchModel(Model):
         """Let go of the weights, whoever still holds the model."""
         self._program.close()
         del self._program
+
+
+def _pass_over_profilers() -> None:
+    """Have dynamo take the thread's profiler, with what that calls, for no part of what it compiles.
+
+    The server paces loads by one. Met in a region that is compiled, it would break graphs, or fail a whole one.
+    """
+    profiler = sys.getprofile()
+    if isinstance(profiler, FunctionType):
+        set_code_exec_strategy(profiler.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
 
 
 class TorchSession(TensorSession):

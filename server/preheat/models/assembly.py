@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -66,12 +67,11 @@ def resize_engines(
     sources: Sequence[ModelSource],
     *,
     observer: Observer,
-    pace: Pace,
 ) -> tuple[Engines, Sequence[Worker]]:
     """As many workers as ``sources`` have instances, on the models of ``engines``; and those that are to leave.
 
-    A worker stays if its place is still one, with as many threads. Blocks until new ones are hot. Raises LoadFailed,
-    and then ``engines`` is as it was.
+    A worker stays if its place is still one, with as many threads. Blocks until new ones are hot, which are not paced:
+    the model may have locks that those who serve it wait for. Raises LoadFailed, and then ``engines`` is as it was.
     """
     spare = list(engines.workers)
     stay: list[Worker] = []
@@ -87,7 +87,9 @@ def resize_engines(
     taken = {worker.ordinal for worker in stay}
     free = (ordinal for ordinal in count() if ordinal not in taken)
     places = [(next(free), source, model) for source, model in missing]
-    come = _workers(version, completed, places, engines.models, queue=engines.queue, observer=observer, pace=pace)
+    come = _workers(
+        version, completed, places, engines.models, queue=engines.queue, observer=observer, pace=nullcontext
+    )
     _start_and_warm(come)
     resized = replace(engines, workers=[*stay, *come], cached=replace(engines.cached, sources=sources))
     return resized, spare

@@ -21,7 +21,7 @@ from preheat.repository.completion import CompletedConfiguration, complete
 from preheat.repository.config_json import as_json
 from preheat.repository.configuration import ModelConfiguration
 from preheat.repository.scan import ModelFolder
-from preheat.scheduling.pacing import Pace, Pacer
+from preheat.scheduling.pacing import Pace, Pacer, working_s
 from preheat.scheduling.queue import RequestQueue
 from preheat.scheduling.warming import WarmupReport
 from preheat.telemetry.events import InstancesChanged, Observer, VersionLoaded
@@ -81,15 +81,15 @@ class Loader:
 
         Slow: blocks until every instance is hot. Raises LoadFailed, leaving nothing behind.
         """
-        started_s, memory_bytes = time.monotonic(), resident_bytes()
+        started_s, working_since_s, memory_bytes = time.monotonic(), working_s(), resident_bytes()
         configuration, version = folder.configuration, lifecycle.version
         pace = self._pace(serving=serving)
         with pace():
             # The first of its kind to be loaded has it imported.
             backend = self._backend(configuration)
-        placements = place(configuration, backend.hardware().devices)
-        sources = [self._source(folder, version, placement, placements) for placement in placements]
-        completed = complete(configuration, backend.complete(sources[0]))
+            placements = place(configuration, backend.hardware().devices)
+            sources = [self._source(folder, version, placement, placements) for placement in placements]
+            completed = complete(configuration, backend.complete(sources[0]))
         sources = [replace(source, config=as_json(completed.proto), buckets=completed.buckets) for source in sources]
         cached = self._open_cached(backend, sources, completed.signature, folder=folder.path, serving=serving)
         try:
@@ -105,8 +105,10 @@ class Loader:
             cached.abandon(reason_of(exc))
             raise
         grown_bytes = max(0, resident_bytes() - memory_bytes)
-        event = _event(lifecycle, completed, sources, reports, time.monotonic() - started_s, grown_bytes)
-        cached.store(reports, event.load_s + event.warmup_s)
+        took_s = time.monotonic() - started_s
+        paused_s = took_s - (working_s() - working_since_s)
+        event = _event(lifecycle, completed, sources, reports, took_s, paused_s, grown_bytes)
+        cached.store(reports, took_s - event.paused_s)
         handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
         return Loaded(handle, event, reports, cached.record)
 
@@ -127,10 +129,7 @@ class Loader:
         ):
             return False
         completed = complete(configuration, backend.complete(sources[0]))
-        pace = self._pace(serving=True)
-        resized, leaving = resize_engines(
-            engines, handle.version, completed, sources, observer=self._observer, pace=pace
-        )
+        resized, leaving = resize_engines(engines, handle.version, completed, sources, observer=self._observer)
         handle.run_on(resized, completed)
         for worker in leaving:
             worker.leave()
@@ -215,6 +214,7 @@ def _event(
     sources: Sequence[ModelSource],
     reports: Sequence[WarmupReport],
     seconds: float,
+    paused_s: float,
     grown_bytes: int,
 ) -> VersionLoaded:
     slowest = max(reports, key=lambda report: report.seconds)
@@ -230,7 +230,7 @@ def _event(
         compiled=len(compilations),
         cached=sum(each.cached for each in compilations),
         grown_bytes=grown_bytes,
-        paused_s=slowest.paused_s,
+        paused_s=paused_s + slowest.paused_s,
     )
 
 

@@ -4,6 +4,7 @@ Lower priority is no way: who waits for the interpreter's lock would wait for wh
 thread that warms is the one that will serve, which could not take its priority back. The moments are ended where the
 thread calls a function, of Python or of C, as the interpreter tells profilers (sys.setprofile): so between the
 kernels of a batch too. What is one call, as the session of an engine in C++ may be, goes on until it returns.
+From Python 3.12 on, the interpreter tells of one thread's calls at the cost of all threads', so there it helps less.
 """
 
 import sys
@@ -16,10 +17,13 @@ from typing import TypeAlias
 
 # What a request waits for at most, where no single call is longer.
 _WORK_S = 0.002
-# After a call that took long; whoever waits for a lock of the thread, that of imports say, waits for so long.
+# After a call that took long.
 _LONGEST_PAUSE_S = 0.2
-# Modules that take locks which threads that serve take too.
-_SHARING_LOCKS = ("logging", "preheat.telemetry")
+# A thread that was not seen for so long waits for something, and takes nothing of what the others may.
+_WAITS_S = 1.0
+# Packages that take locks which threads that serve take too; and so does whoever submits to an executor.
+_SHARING_LOCKS = ("logging.", "preheat.telemetry.")
+_SUBMITTING = ("concurrent.futures.thread", "submit")
 
 # What holds up the thread that enters it, for as long as it is in there.
 Pace: TypeAlias = Callable[[], AbstractContextManager[None]]
@@ -50,8 +54,8 @@ class Pacer:
         """
         self._share = share
         self._in_use = in_use
-        self._lock = threading.Lock()
-        self._threads = 0
+        # When each thread that is paced was last seen at work, by its identifier. It alone writes its entry.
+        self._seen_s: dict[int, float] = {}
 
     @contextmanager
     def paced(self) -> Iterator[None]:
@@ -62,17 +66,19 @@ class Pacer:
         if self._share >= 1 or sys.getprofile() is not None:
             yield
             return
-        self._count(1)
-        sys.setprofile(self._profiler())
+        look = self._profiler()
+        sys.setprofile(look)
         try:
             yield
         finally:
-            sys.setprofile(None)
-            self._count(-1)
+            # Unless what was run has put its own in the place.
+            if sys.getprofile() is look:
+                sys.setprofile(None)
+            self._seen_s.pop(threading.get_ident(), None)
 
     def _profiler(self) -> _Profiler:
         clock = time.perf_counter
-        began_s = clock()
+        began_s = self._seen_s[threading.get_ident()] = clock()
 
         def look(frame: FrameType, event: str, argument: object) -> None:  # noqa: ARG001 - the interpreter's
             """Called at each call and return of the thread, a million times in a load: short."""
@@ -81,27 +87,29 @@ class Pacer:
             if worked_s < _WORK_S or _shares_a_lock(frame):
                 return
             self._pause(worked_s)
-            began_s = clock()
+            began_s = self._seen_s[threading.get_ident()] = clock()
 
         return look
 
     def _pause(self, worked_s: float) -> None:
         if not self._in_use():
             return
-        pause_s = min(worked_s * (max(1, self._threads) / self._share - 1), _LONGEST_PAUSE_S)
+        pause_s = min(worked_s * (self._working() / self._share - 1), _LONGEST_PAUSE_S)
         began_s = time.monotonic()
         time.sleep(pause_s)
         _own.paused_s += time.monotonic() - began_s
 
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._threads += change
+    def _working(self) -> int:
+        """How many threads that are paced work: the calling one, and those seen lately."""
+        since_s, me = time.perf_counter() - _WAITS_S, threading.get_ident()
+        return 1 + sum(seen_s > since_s for thread, seen_s in self._seen_s.copy().items() if thread != me)
 
 
 def _shares_a_lock(frame: FrameType | None) -> bool:
     """Whether the thread may hold a lock that those who serve wait for."""
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(_SHARING_LOCKS):
+        module = str(frame.f_globals.get("__name__"))
+        if f"{module}.".startswith(_SHARING_LOCKS) or (module, frame.f_code.co_name) == _SUBMITTING:
             return True
         frame = frame.f_back
     return False

@@ -59,8 +59,8 @@ class StateChanged:
 class VersionLoaded:
     """A model version has become READY.
 
-    ``load_s`` is the seconds of reading, building and opening, ``warmup_s`` those of the slowest instance's warm-up,
-    of which it paused for ``paused_s`` so that requests to other models get their turn.
+    ``load_s`` is the seconds of reading, building and opening, ``warmup_s`` those of the slowest instance's warm-up.
+    ``paused_s`` of both were pauses, so that requests to other models got their turn.
     ``compiled`` is how much was compiled meanwhile, of which ``cached`` was found in the compile cache. ``grown_bytes``
     is by how much the process grew, while others may have grown or shrunk it.
     """

@@ -17,7 +17,7 @@ def log_event(event: Event) -> None:
             log.info(
                 "%s/%d READY: %s on %s, loaded in %.1f s, warmed in %.1f s%s%s",
                 event.model, event.version, event.backend, ", ".join(event.devices), event.load_s, event.warmup_s,
-                f" ({event.paused_s:.1f} s of it pauses for others)" if event.paused_s >= _NOTABLE_SECONDS else "",
+                f" ({event.paused_s:.1f} s of that in pauses for others)" if event.paused_s >= _NOTABLE_SECONDS else "",
                 f", {event.compiled} compiled, {event.cached} of them from the cache" if event.compiled else "",
             )  # fmt: skip
         case Compiled(ready=True):

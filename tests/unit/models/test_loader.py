@@ -62,21 +62,24 @@ class Watched:
     def look(self, what: str) -> None:
         self.paced.append((what, sys.getprofile() is not None))
 
-    def backend(self) -> PlannedBackend:
+    def find_backend(self, _: str) -> Backend:
         def make(_: ModelSource) -> Model:
             self.look("load")
             return self.model
 
+        self.look("import")
         return PlannedBackend(make)
 
 
 @pytest.mark.parametrize("serving", [True, False])
 def test_beside_models_that_serve_a_load_is_paced_until_it_serves_itself(tmp_path: Path, *, serving: bool) -> None:
     watched = Watched()
-    loader = loader_of(watched.backend(), pacer=Pacer(0.5, in_use=lambda: False))
+    limits = LoadLimits(1, 10**6, cores=1)
+    pacer = Pacer(0.5, in_use=lambda: False)
+    loader = Loader(watched.find_backend, limits=limits, observer=Events(), pacer=pacer)
     loaded = loader.load(model_folder(tmp_path), life(), serving=serving)
     # Of the batch sizes 8, 4, 2 and 1.
-    assert watched.paced == [(what, serving) for what in ("load", "open", *["infer"] * 4)]
+    assert watched.paced == [(what, serving) for what in ("import", "load", "open", *["infer"] * 4)]
     asked = Replies()
     loaded.handle.submit(request(tensor("x", rows_of(1))), asked)
     asked.wait()

@@ -1,11 +1,10 @@
 """A thread that loads beside models that serve works for a moment, then pauses, again and again."""
 
-import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import pytest
 from tests.unit.builders import PATIENCE_S, Clock, background
@@ -97,16 +96,47 @@ def test_threads_that_load_share_what_one_of_them_would_have(clock: Clock) -> No
         with shared.paced():
             come.set()
             assert go.wait(PATIENCE_S)
+            raise ValueError("no weights")
 
     other = background(load)
     assert come.wait(PATIENCE_S)
     with shared.paced():
         clock.work()
+        # The other has not been seen for so long that it must be waiting.
+        clock.now_s += 1.0
+        clock.work(0.0)
+        clock.work()
     go.set()
-    other.result(PATIENCE_S)
+    with pytest.raises(ValueError, match="no weights"):
+        other.result(PATIENCE_S)
+    assert clock.pauses == pytest.approx([WORK_S * 9, 0.2, WORK_S * 4])
+
+
+def test_one_that_has_ended_leaves_the_others_its_share(clock: Clock) -> None:
+    shared = pacer()
+
+    def fail() -> None:
+        with shared.paced():
+            raise ValueError("no weights")
+
+    with pytest.raises(ValueError, match="no weights"):
+        background(fail).result(PATIENCE_S)
     with shared.paced():
         clock.work()
-    assert clock.pauses == pytest.approx([WORK_S * 9, WORK_S * 4])
+    assert clock.pauses == pytest.approx([WORK_S * 4])
+
+
+def test_a_profiler_that_what_is_run_leaves_behind_is_its_own(clock: Clock) -> None:
+    def profiler(_frame: FrameType, event: str, argument: object) -> None:
+        pass
+
+    try:
+        with pacer().paced():
+            sys.setprofile(profiler)
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(None)
+    assert clock.pauses == []
 
 
 def test_threads_that_serve_do_not_pause(clock: Clock) -> None:
@@ -135,32 +165,39 @@ def test_one_that_is_being_profiled_is_left_alone(clock: Clock) -> None:
     assert clock.pauses == []
 
 
-@contextmanager
-def logged(call: Callable[[], object]) -> Iterator[logging.Logger]:
-    """A logger whose handler calls ``call``, as handlers do with a lock in hand."""
-
-    class Calling(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - any will do
-            call()
-
-    logger, handler = logging.getLogger(__name__), Calling()
-    logger.addHandler(handler)
-    try:
-        yield logger
-    finally:
-        logger.removeHandler(handler)
+def called_from(module: object, function: str) -> Callable[[Callable[[], object]], object]:
+    """A function called so, of a module called so, that calls what it is given."""
+    names: dict[str, Any] = {"__name__": module}
+    exec(f"def {function}(call): call()", names)  # noqa: S102 - as good as a module of that name
+    caller: Callable[[Callable[[], object]], object] = names[function]
+    return caller
 
 
-def test_nobody_pauses_with_a_lock_that_those_who_serve_may_wait_for(clock: Clock) -> None:
-    pauses: list[list[float]] = []
+@pytest.mark.parametrize(
+    ("module", "function", "pauses"),
+    [
+        ("logging", "emit", []),
+        ("logging.handlers", "emit", []),
+        ("preheat.telemetry.statistics", "observe", []),
+        ("concurrent.futures.thread", "submit", []),
+        ("concurrent.futures.thread", "run", [WORK_S * 4]),
+        ("logging_of_a_model", "emit", [WORK_S * 4]),
+        (None, "forward", [WORK_S * 4]),
+    ],
+)
+def test_nobody_pauses_with_a_lock_that_those_who_serve_may_wait_for(
+    clock: Clock, module: object, function: str, pauses: list[float]
+) -> None:
+    meanwhile: list[float] = []
 
     def work() -> None:
         clock.work()
-        pauses.append(list(clock.pauses))
+        meanwhile.extend(clock.pauses)
 
-    with logged(work) as logger, pacer().paced():
-        logger.warning("slow to write down")
-    assert pauses == [[]]
+    call = called_from(module, function)
+    with pacer().paced():
+        call(work)
+    assert meanwhile == pytest.approx(pauses)
     assert clock.pauses == pytest.approx([WORK_S * 4])
 
 

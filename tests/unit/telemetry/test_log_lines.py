@@ -32,8 +32,8 @@ from preheat.telemetry.log_lines import log_event
         (
             VersionLoaded("bert", 3, "eager", ["cpu"], 2.0, 5.5, compiled=1, paused_s=4.21),
             "INFO",
-            "bert/3 READY: eager on cpu, loaded in 2.0 s, warmed in 5.5 s (4.2 s of it pauses for others), 1 compiled, "
-            "0 of them from the cache",
+            "bert/3 READY: eager on cpu, loaded in 2.0 s, warmed in 5.5 s (4.2 s of that in pauses for others), "
+            "1 compiled, 0 of them from the cache",
         ),
         (
             Compiled("bert", 3, 1, "graph", "ids [2, 40]: size mismatch", 1.23456, cached=False, ready=True),
