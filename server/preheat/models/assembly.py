@@ -40,9 +40,7 @@ def start_engines(
 ) -> Engines:
     """Start a worker for each instance of ``models``, one for each source; they open and warm at the same time.
 
-    Each does so at ``pace``.
-
-    Raises InvalidConfig, with nothing started and the models still open.
+    Each does so at ``pace``. Raises InvalidConfig, with nothing started and the models still open.
     """
     _check_outside(completed, models)
     pairs = [
