@@ -5,6 +5,7 @@ none, since it is a network's, or some were lost, everything is looked through e
 """
 
 import logging
+import math
 import re
 import threading
 import time
@@ -69,7 +70,6 @@ class Watcher:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self._look(None)
                 for names in self._news():
                     self._look(names)
             except Exception:
@@ -78,7 +78,8 @@ class Watcher:
 
     def _news(self) -> Iterable[set[str] | None]:
         """Names of models that something happened to, every so often; None: any may have changed."""
-        looked_s = time.monotonic()
+        # All that came before there were events, which is why they are begun first.
+        looked_s = -math.inf
         for names in self._events():
             everything = time.monotonic() - looked_s >= self._poll_s
             looked_s = time.monotonic() if everything else looked_s

@@ -5,8 +5,10 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import watchfiles
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.builders import PATIENCE_S
@@ -166,6 +168,22 @@ def test_what_changed_before_it_began_is_told(tmp_path: Path, told: Told) -> Non
     watcher.start()
     told.wait_for(["a"])
     watcher.close()
+
+
+def test_what_changes_while_it_begins_is_told(
+    tmp_path: Path, told: Told, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking first and listening to events then would leave a moment in between of which nobody tells."""
+    begin = watchfiles.watch
+
+    def begin_late(*paths: Path, **options: Any) -> Iterator[object]:
+        write(tmp_path, "a", text="# changed")
+        return begin(*paths, **options)
+
+    write(tmp_path, "a")
+    monkeypatch.setattr("preheat.repository.watching.watchfiles.watch", begin_late)
+    watch(tmp_path)
+    told.wait_for(["a"])
 
 
 def test_where_there_are_no_events_it_looks(
