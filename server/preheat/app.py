@@ -24,6 +24,7 @@ from preheat.models.loader import Loader, LoadLimits
 from preheat.models.manager import Job, ModelManager
 from preheat.models.precompilation import Precompiler
 from preheat.models.registry import Registry, VersionState
+from preheat.models.rehearsal import rehearse
 from preheat.models.swapping import Swapper
 from preheat.plugins import backend_names, load_backend
 from preheat.repository.arrival import remove_leftovers
@@ -249,6 +250,7 @@ def _make_loader(settings: Settings, cache: CompileCache | None, pacer: Pacer, o
         cache=cache,
         precompiler=None if cache is None else Precompiler([*options, "--log-level", settings.log_level]),
         pacer=pacer,
+        rehearse=rehearse,
     )
 
 

@@ -136,11 +136,13 @@ class Handle:
         """Have another number of instances, the models, the queue and the signature being the same."""
         self._engines, self.completed = engines, completed
 
-    def submit(self, request: InferRequest, reply: Reply, *, wake: bool = True, alone: bool = False) -> Pending | None:
+    def submit(
+        self, request: InferRequest, reply: Reply, *, wake: bool = True, alone: bool = False, counts: bool = True
+    ) -> Pending | None:
         """Admit and queue a request; None if this version takes no more, and then ``reply`` is not called.
 
         ``wake`` False: the caller calls :meth:`run_waiting` or :meth:`wake` soon. ``alone``: it shares its batch with
-        no other.
+        no other. ``counts`` False: no event states what becomes of it once it is admitted.
 
         Raises InvalidRequest, or ExecutionFailed where a client's memory cannot be read, also without calling
         ``reply``. A full queue is answered through ``reply``.
@@ -163,6 +165,7 @@ class Handle:
             arrived_s=arrived_s,
             standing=standing,
             settle=self._settle,
+            counts=counts,
         )
         with self._lock:
             if not self._accepting:
@@ -239,7 +242,7 @@ class Handle:
         self._observer(RequestFailed(self.name, self.version, reason, time.monotonic() - arrived_s))
 
     def _settle(self, pending: Pending, answer: Answer) -> None:
-        if isinstance(answer, ServingError):
+        if isinstance(answer, ServingError) and pending.counts:
             self._report_failure(_reason(answer), pending.arrived_s)
         with self._lock:
             self._in_flight.discard(pending)

@@ -62,11 +62,13 @@ class Loader:
         precompiler: Precompiler | None = None,
         pacer: Pacer | None = None,
         most_instances: int | None = None,
+        rehearse: Callable[[Handle], None] | None = None,
     ) -> None:
         """``cache`` None: compiled code is kept nowhere.
 
         Beside models that serve, ``precompiler`` fills it, and ``pacer`` has loads give way; None: nothing does.
-        ``most_instances`` are opened on each device, whatever a configuration asks for.
+        ``most_instances`` are opened on each device, whatever a configuration asks for. ``rehearse`` asks a version
+        that is warm, before anybody else can; None: who loads does not serve.
         """
         self._find_backend = find_backend
         self._limits = limits
@@ -75,6 +77,7 @@ class Loader:
         self._precompiler = precompiler
         self._pacer = pacer
         self._most_instances = most_instances
+        self._rehearse = rehearse
 
     def load(self, folder: ModelFolder, lifecycle: Lifecycle, *, serving: bool = False) -> Loaded:
         """Load and warm a version. ``serving``: other models serve, and are not to be slowed down.
@@ -98,6 +101,9 @@ class Loader:
             engines = self._start(version, completed, cached, models, pace)
             reports = _wait_until_warm(engines)
             join_what_pays(engines, reports, name=f"{configuration.name}/{version}")
+            handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
+            if self._rehearse is not None:
+                self._rehearse(handle)
         except InvalidConfig:
             cached.close()
             raise
@@ -109,7 +115,6 @@ class Loader:
         paused_s = took_s - (working_s() - working_since_s)
         event = _event(lifecycle, completed, sources, reports, took_s, paused_s, grown_bytes)
         cached.store(reports, took_s - event.paused_s)
-        handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
         return Loaded(handle, event, reports, cached.record)
 
     def resize(self, folder: ModelFolder, handle: Handle) -> bool:

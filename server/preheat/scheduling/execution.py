@@ -103,7 +103,7 @@ class Executor:
         answered = [
             pending
             for pending, answer in zip(live, answers, strict=True)
-            if isinstance(pending.answer(answer), InferResponse)
+            if isinstance(pending.answer(answer), InferResponse) and pending.counts
         ]
         self._report(answered, started_s, stages)
 

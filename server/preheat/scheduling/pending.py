@@ -49,6 +49,7 @@ class Pending:
     Everything else is fixed at construction, but for ``compute_s``: what its batch took the session, in seconds, set
     before an answer of the model's is given. Times are on the clock of ``time.monotonic``. ``settle`` is called after
     the reply has been given, by the same thread: the model version counts the answer and lets the request go.
+    ``counts``: whether what becomes of it is stated in events.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class Pending:
         "arrived_s",
         "batch_key",
         "compute_s",
+        "counts",
         "inputs",
         "request",
         "rows",
@@ -73,6 +75,7 @@ class Pending:
         arrived_s: float,
         standing: Standing,
         settle: Callable[["Pending", Answer], None],
+        counts: bool = True,
     ) -> None:
         self.request = request
         self.inputs = admitted.inputs
@@ -80,6 +83,7 @@ class Pending:
         self.batch_key = admitted.batch_key
         self.arrived_s = arrived_s
         self.standing = standing
+        self.counts = counts
         self.compute_s: float | None = None
         self._reply = reply
         self._settle = settle

@@ -71,6 +71,15 @@ def plan_warmup(signature: Signature, buckets: Buckets, samples: Sequence[Sample
     return batches + plan_samples(signature, samples)
 
 
+def smallest_row(signature: Signature, buckets: Buckets, samples: Sequence[Sample]) -> Tensors:
+    """A request of one row (with batch axis) that fits the smallest bucket: one that :func:`plan_warmup` runs."""
+    sample = samples[0].inputs if samples else {}
+    sizes = {key: min(choices) for key, choices in _sizes(signature, buckets, sample).items()}
+    *_, inputs = input_sets(signature.inputs)
+    (row,) = _bucket_batch(1 if signature.batches else None, _Shape(sizes, inputs), sample).parts
+    return row
+
+
 def plan_samples(signature: Signature, samples: Sequence[Sample]) -> list[WarmupBatch]:
     """Only the configured samples: all that a session which sees requests whole may be run with."""
     return [

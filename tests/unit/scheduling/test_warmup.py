@@ -13,7 +13,7 @@ from preheat.backend import Buckets, Dimension, Signature
 from preheat.errors import InvalidConfig
 from preheat.scheduling.admission import Gate
 from preheat.scheduling.padding import Padding
-from preheat.scheduling.warmup import Sample, WarmupBatch, least_size, plan_samples, plan_warmup
+from preheat.scheduling.warmup import Sample, WarmupBatch, least_size, plan_samples, plan_warmup, smallest_row
 from preheat.tensors import DataType, Tensors
 
 SAMPLE = Sample("typical", {"x": np.array([3, 4], np.float32)}, rows=2, count=3)
@@ -177,6 +177,11 @@ def test_whatever_is_run_would_be_admitted_and_is_not_empty(
         assert batch.parts[0]["x"].size >= 1
         admitted = gate.admit(request(*(tensor(name, array) for name, array in batch.parts[0].items())))
         assert admitted.batch_key == batch.key
+    # The last has the fewest rows, the smallest sizes, and all inputs.
+    smallest = smallest_row(made, Buckets(tuple(range(1, max_batch_size + 1))), ())
+    assert {name: array.shape for name, array in smallest.items()} == {
+        name: array.shape for name, array in plan[-1].parts[0].items()
+    }
 
 
 @given(dimensions(), st.integers(0, 20))

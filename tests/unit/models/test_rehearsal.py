@@ -1,0 +1,134 @@
+"""A version that is warm is asked on the whole way of a request, before anyone else can; and nobody hears of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.unit.builders import (
+    ECHO_CONFIG,
+    PATIENCE_S,
+    Events,
+    PlannedBackend,
+    Recording,
+    Replies,
+    life,
+    model_folder,
+    parameters_text,
+    request,
+    rows_of,
+    tensor,
+)
+
+from preheat.backend import Dimension, Instance, Model, Outcome, PartialConfig, RequestSession, TensorSpec
+from preheat.errors import ExecutionFailed
+from preheat.models.handle import Handle
+from preheat.models.loader import Loader, LoadLimits
+from preheat.models.rehearsal import rehearse
+from preheat.tensors import Array, DataType
+
+TWO_INSTANCES = f"{ECHO_CONFIG} instance_group {{ count: 2 }}"
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()
+
+
+def load(
+    repository: Path,
+    model: Model,
+    events: Events,
+    *,
+    config: str = ECHO_CONFIG,
+    artifact: PartialConfig | None = None,
+    rehearse: Callable[[Handle], None] = rehearse,
+) -> Handle:
+    backend = PlannedBackend(lambda _: model, artifact=artifact)
+    loader = Loader(lambda _: backend, limits=LoadLimits(100, 10**6, cores=1), observer=events, rehearse=rehearse)
+    return loader.load(model_folder(repository, config=config), life()).handle
+
+
+def close(handle: Handle) -> None:
+    assert handle.drain(PATIENCE_S)
+    assert handle.close(PATIENCE_S)
+
+
+@pytest.mark.parametrize(("config", "asked"), [(ECHO_CONFIG, 4), (TWO_INSTANCES, 8)])
+def test_each_instance_is_asked_for_the_smallest_bucket_and_nothing_is_counted(
+    tmp_path: Path, events: Events, config: str, asked: int
+) -> None:
+    model, before = Recording(), []
+
+    def watched(handle: Handle) -> None:
+        before.extend(model.names)
+        rehearse(handle)
+
+    handle = load(tmp_path, model, events, config=config, rehearse=watched)
+    assert model.names[len(before) :] == ["infer 1"] * asked
+    assert events.seen == []
+    # What comes then is counted.
+    replies = Replies()
+    handle.submit(request(tensor("x", rows_of(1))), replies)
+    replies.wait()
+    close(handle)
+    assert len(events.seen) == 1
+
+
+def test_a_model_that_takes_long_is_asked_once(tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preheat.models.rehearsal._LONGEST_SECONDS", 0.0)
+    model = Recording()
+    close(load(tmp_path, model, events))
+    assert model.names.count("infer 1") == 2
+
+
+def test_a_model_that_fails_then_is_logged_and_served(
+    tmp_path: Path, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Recording()
+
+    def fail(_: Array) -> None:
+        raise ExecutionFailed("out of luck")
+
+    def fail_from_now_on(handle: Handle) -> None:
+        model.do = fail
+        with caplog.at_level("INFO"):
+            rehearse(handle)
+
+    handle = load(tmp_path, model, events, rehearse=fail_from_now_on)
+    assert "m/1: a request for practice was answered: out of luck" in caplog.text
+    assert events.seen == []
+    close(handle)
+
+
+def test_it_is_asked_as_clients_see_it(tmp_path: Path, events: Events, caplog: pytest.LogCaptureFixture) -> None:
+    reshaped = "dims: [ 2, 1 ] reshape { shape: [ 2 ] } }\noutput"
+    config = ECHO_CONFIG.replace("dims: [ 2 ] }\noutput", reshaped)
+    model = Recording()
+    with caplog.at_level("INFO"):
+        close(load(tmp_path, model, events, config=config))
+    assert (model.names.count("infer 1"), caplog.text) == (5, "")
+
+
+def test_the_sizes_are_the_smallest_buckets(tmp_path: Path, events: Events) -> None:
+    shape = (Dimension(), Dimension("length", 1, 64))
+    artifact = PartialConfig((TensorSpec("x", DataType.FP32, shape),), (TensorSpec("y", DataType.FP32, shape),))
+    keys = {"preheat.buckets.length": "8,16", "preheat.pad.x": "0"}
+    config = 'backend: "planned"\nmax_batch_size: 2\n' + parameters_text(keys)
+    shapes: list[tuple[int, ...]] = []
+    model = Recording(do=lambda batch: shapes.append(batch.shape))
+    close(load(tmp_path, model, events, config=config, artifact=artifact))
+    assert shapes[-4:] == [(1, 8)] * 4
+
+
+def test_a_session_that_sees_requests_whole_is_not_asked(tmp_path: Path, events: Events) -> None:
+    class Cautious(RequestSession):
+        def execute(self, requests: object) -> list[Outcome]:
+            raise AssertionError(requests)
+
+    class CautiousModel(Model):
+        def open(self, instance: Instance) -> Cautious:  # noqa: ARG002 - the same everywhere
+            return Cautious()
+
+    handle = load(tmp_path, CautiousModel(), events, artifact=PartialConfig(whole_requests=True))
+    assert events.seen == []
+    close(handle)
