@@ -1,8 +1,8 @@
 """From a model folder to a warm handle."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,12 @@ class Loader:
             with pace():
                 models = _load_models(backend, cached.sources, completed)
             engines = self._start(version, completed, cached, models, pace)
-            reports = _wait_until_warm(engines)
-            join_what_pays(engines, reports, name=f"{configuration.name}/{version}")
-            handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
-            if self._rehearse is not None:
-                self._rehearse(handle)
+            with _closed_on_failure(engines):
+                reports = [worker.warm.result() for worker in engines.workers]
+                join_what_pays(engines, reports, name=f"{configuration.name}/{version}")
+                handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
+                if self._rehearse is not None:
+                    self._rehearse(handle)
         except InvalidConfig:
             cached.close()
             raise
@@ -256,10 +257,11 @@ def _close_models(models: Sequence[Model]) -> None:
         close_model(model)
 
 
-def _wait_until_warm(engines: Engines) -> Sequence[WarmupReport]:
-    """Block until every worker is warm; what each did. If one fails, stop all and raise why."""
+@contextmanager
+def _closed_on_failure(engines: Engines) -> Iterator[None]:
+    """If what is done with ``engines`` fails, stop all of them."""
     try:
-        return [worker.warm.result() for worker in engines.workers]
+        yield
     except BaseException:  # a model that calls sys.exit() too leaves nothing behind
         engines.close()
         raise

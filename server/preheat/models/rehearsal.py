@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 
-from preheat.errors import ServingError, reason_of
+from preheat.errors import QueueFull, RequestTimeout, ServingError, reason_of
 from preheat.messages import InferResponse
 from preheat.models.handle import Handle
 from preheat.protocol import grpc_service_pb2 as pb
@@ -65,6 +65,8 @@ class _Question:
             if not isinstance(answer, InferResponse):
                 raise answer
             encode_response(answer)
+        except (QueueFull, RequestTimeout):
+            pass  # the model's queue is short, or its patience: as configured
         except ServingError as exc:
             # Clients may see the same, or ask for less: the largest answers fit shared memory only.
             log.info("%s: a request for practice was answered: %s", self._name, reason_of(exc))

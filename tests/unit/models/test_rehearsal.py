@@ -14,9 +14,11 @@ from tests.unit.builders import (
     life,
     model_folder,
     parameters_text,
+    raise_,
     request,
     rows_of,
     tensor,
+    threads,
 )
 
 from preheat.backend import Dimension, Instance, Model, Outcome, PartialConfig, RequestSession, TensorSpec
@@ -98,6 +100,26 @@ def test_a_model_that_fails_then_is_logged_and_served(
     assert "m/1: a request for practice was answered: out of luck" in caplog.text
     assert events.seen == []
     close(handle)
+
+
+def test_a_rehearsal_that_fails_leaves_nothing_behind(tmp_path: Path, events: Events) -> None:
+    model, before = Recording(), threads()
+    with pytest.raises(ZeroDivisionError):
+        load(tmp_path, model, events, rehearse=lambda _: raise_(ZeroDivisionError()))
+    assert model.names[-2:] == ["close session", "close model"]
+    assert threads() == before
+
+
+def test_a_queue_too_short_for_all_instances_is_no_news(
+    tmp_path: Path, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At most one may wait, so the second of two that are asked at once may be refused."""
+    queue = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
+    model = Recording()
+    with caplog.at_level("INFO"):
+        close(load(tmp_path, model, events, config=f"{ECHO_CONFIG} {queue} instance_group {{ count: 4 }}"))
+    assert caplog.text == ""
+    assert events.seen == []
 
 
 def test_it_is_asked_as_clients_see_it(tmp_path: Path, events: Events, caplog: pytest.LogCaptureFixture) -> None:
