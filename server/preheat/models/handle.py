@@ -142,7 +142,7 @@ class Handle:
         """Admit and queue a request; None if this version takes no more, and then ``reply`` is not called.
 
         ``wake`` False: the caller calls :meth:`run_waiting` or :meth:`wake` soon. ``alone``: it shares its batch with
-        no other. ``counts`` False: no event states what becomes of it once it is admitted.
+        no other. ``counts`` False: no event states what becomes of it.
 
         Raises InvalidRequest, or ExecutionFailed where a client's memory cannot be read, also without calling
         ``reply``. A full queue is answered through ``reply``.
@@ -152,7 +152,8 @@ class Handle:
             admitted = self._gate.admit(request)
             standing = self._policies.stand(request.parameters, arrived_s=arrived_s, deadline_s=request.deadline_s)
         except ServingError as exc:
-            self._report_failure(_reason(exc), arrived_s)
+            if counts:
+                self._report_failure(_reason(exc), arrived_s)
             raise
         if alone:
             admitted = admitted._replace(batch_key=LoneKey(admitted.batch_key))

@@ -62,13 +62,13 @@ class Loader:
         precompiler: Precompiler | None = None,
         pacer: Pacer | None = None,
         most_instances: int | None = None,
-        rehearse: Callable[[Handle], None] | None = None,
+        rehearse: Callable[[Handle, Sequence[WarmupReport]], None] | None = None,
     ) -> None:
         """``cache`` None: compiled code is kept nowhere.
 
         Beside models that serve, ``precompiler`` fills it, and ``pacer`` has loads give way; None: nothing does.
         ``most_instances`` are opened on each device, whatever a configuration asks for. ``rehearse`` asks a version
-        that is warm, before anybody else can; None: who loads does not serve.
+        that is warm, as its instances report, before anybody else can; None: who loads does not serve.
         """
         self._find_backend = find_backend
         self._limits = limits
@@ -104,7 +104,7 @@ class Loader:
                 join_what_pays(engines, reports, name=f"{configuration.name}/{version}")
                 handle = Handle(lifecycle, completed=completed, engines=engines, observer=self._observer)
                 if self._rehearse is not None:
-                    self._rehearse(handle)
+                    self._rehearse(handle, reports)
         except InvalidConfig:
             cached.close()
             raise

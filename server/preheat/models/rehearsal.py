@@ -1,4 +1,4 @@
-"""Asking a version that is warm, before anybody else can, so that all of a request's way is warm with it.
+"""Asking a version that is warm, before anybody else can, so that a request's way to it is warm too.
 
 A warm-up runs batches. What is before and behind them runs for the first time with the first request: taking a message
 apart, admission, the queue and waking a worker, cutting the answer and putting it into a message. That is up to a
@@ -7,7 +7,7 @@ millisecond, which is as much as a small model takes.
 
 import logging
 import threading
-import time
+from collections.abc import Sequence
 
 from preheat.errors import QueueFull, RequestTimeout, ServingError, reason_of
 from preheat.messages import InferResponse
@@ -16,37 +16,41 @@ from preheat.protocol import grpc_service_pb2 as pb
 from preheat.protocol.codec import decode_request, encode_response
 from preheat.repository.completion import CompletedConfiguration
 from preheat.scheduling.pending import Answer
+from preheat.scheduling.warming import WarmupReport
 from preheat.scheduling.warmup import smallest_row
-from preheat.tensors import Array, to_raw
+from preheat.tensors import Array, Tensors, to_raw
 
 log = logging.getLogger(__name__)
 
-# Each worker gets so many requests, one after the other, unless they take too long: Python adapts its code to what it
-# is given in the first runs of it, and large models lose nothing.
+# So many requests for each worker: Python adapts its code to what it is given in the first runs of it.
 _ROUNDS = 4
-_LONGEST_SECONDS = 0.5
+# Beyond these nobody notices a millisecond, and others would notice what is run at full speed beside them.
+_LONGEST_SECONDS = 0.1
+_MOST_BYTES = 2**26
 
 
-def rehearse(handle: Handle) -> None:
-    """Ask ``handle``, which nobody else can reach yet, for the smallest bucket, and wait; nothing of it is counted.
+def rehearse(handle: Handle, reports: Sequence[WarmupReport]) -> None:
+    """Ask ``handle``, which nobody else can reach yet, for the smallest bucket, and wait; no request of it is counted.
 
-    For sessions that see requests whole it does nothing, since they may have side effects. Raises nothing that the
-    model answers: it was run with the same in its warm-up.
+    Not where a bucket takes long or is large, or where sessions see requests whole, since these may have side effects:
+    ``reports`` of the instances' warm-ups say so. What is compiled for it is counted as cold: the warm-up missed it.
+    Raises nothing that the model answers, for it was run with the same in its warm-up.
     """
-    if handle.completed.whole_requests:
+    if max(report.bucket_s for report in reports) > _LONGEST_SECONDS:
         return
-    message = _message(handle.completed)
-    until_s = time.monotonic() + _LONGEST_SECONDS
+    completed = handle.completed
+    row = smallest_row(completed.signature, completed.buckets, completed.configuration.samples)
+    if sum(array.nbytes for array in row.values()) > _MOST_BYTES:
+        return
+    message = _message(completed, row)
     for _ in range(_ROUNDS):
         questions = [_Question(handle, message) for _ in handle.engines.workers]
         for each in questions:
             each.wait()
-        if time.monotonic() >= until_s:
-            return
 
 
 class _Question:
-    """A request that was asked, alone, so that another worker takes the next one."""
+    """A request that was asked, alone: while a worker runs it, another takes the next one."""
 
     def __init__(self, handle: Handle, message: bytes) -> None:
         self._name = f"{handle.name}/{handle.version}"
@@ -75,15 +79,14 @@ class _Question:
         return answer
 
 
-def _message(completed: CompletedConfiguration) -> bytes:
-    """A request of one row, as a client would send it."""
-    signature, configuration = completed.signature, completed.configuration
-    request = pb.ModelInferRequest(model_name=configuration.name)
+def _message(completed: CompletedConfiguration, row: Tensors) -> bytes:
+    """A request of ``row``, as a client would send it."""
+    request = pb.ModelInferRequest(model_name=completed.configuration.name)
     types = {spec.name: spec.datatype.value for spec in completed.client_signature.inputs}
-    for name, row in smallest_row(signature, completed.buckets, configuration.samples).items():
-        array = _as_clients_send(completed, name, row)
-        request.inputs.add(name=name, datatype=types[name], shape=array.shape)
-        request.raw_input_contents.append(bytes(to_raw(array)))
+    for name, array in row.items():
+        sent = _as_clients_send(completed, name, array)
+        request.inputs.add(name=name, datatype=types[name], shape=sent.shape)
+        request.raw_input_contents.append(to_raw(sent))
     return request.SerializeToString()
 
 

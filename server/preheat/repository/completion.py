@@ -29,7 +29,7 @@ class CompletedConfiguration:
 
     ``signature`` is the model's, ``client_signature`` what clients see: they differ by ``reshapes``, by tensor name.
     ``buckets`` are the shapes to warm, and ``pad_values`` what inputs are padded to them with. ``origins`` says for
-    each field of ``proto`` where its value came from. ``whole_requests``: sessions see requests one by one.
+    each field of ``proto`` where its value came from.
     """
 
     configuration: ModelConfiguration
@@ -40,7 +40,6 @@ class CompletedConfiguration:
     pad_values: PadValues
     proto: pb.ModelConfig
     origins: Mapping[str, str]
-    whole_requests: bool
 
 
 def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> CompletedConfiguration:
@@ -76,7 +75,6 @@ def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> Comp
         pad_values(configuration, signature),
         proto,
         origins,
-        artifact.whole_requests,
     )
 
 

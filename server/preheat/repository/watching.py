@@ -96,10 +96,11 @@ class Watcher:
                     stop_event=self._stop, yield_on_timeout=True, ignore_permission_denied=True,
                 ):  # fmt: skip
                     yield {name for _, path in changes for name in self._names(path)}
-            except OSError as exc:
+            # A RuntimeError is how watchfiles tells that it may have no more instances of inotify.
+            except (OSError, RuntimeError) as exc:
                 log.warning(
                     "the repositories cannot be watched (%s): looked through every %.0f s; is "
-                    "fs.inotify.max_user_watches too low?", exc, self._poll_s,
+                    "fs.inotify.max_user_watches or fs.inotify.max_user_instances too low?", exc, self._poll_s,
                 )  # fmt: skip
         while not self._stop.wait(_TICK_MS / 1000):
             yield set()

@@ -50,13 +50,15 @@ class WarmupReport:
     """What one instance's warm-up did.
 
     ``worthwhile``: as :func:`~preheat.scheduling.row_cost.find_worthwhile` says. ``paused_s``: for how much of its
-    ``seconds`` the thread paused, so that others get their turn.
+    ``seconds`` the thread paused, so that others get their turn. ``bucket_s``: what the quickest bucket took in the
+    last pass, in seconds; infinite for a session that sees requests whole, which runs none.
     """
 
     seconds: float = 0.0
     steps: Sequence[WarmupStep] = ()
     worthwhile: Mapping[BatchKey, int] = field(default_factory=dict)
     paused_s: float = 0.0
+    bucket_s: float = math.inf
 
     @property
     def compilations(self) -> int:
@@ -107,7 +109,9 @@ class Warmup:
             if not any(step.built for step in done):
                 worthwhile = self._weigh(session, batches, done)
                 took_s = time.monotonic() - started_s
-                return WarmupReport(took_s, steps, worthwhile, took_s - (working_s() - working_since_s))
+                paused_s = took_s - (working_s() - working_since_s)
+                buckets_s = [step.seconds for batch, step in zip(batches, done, strict=True) if batch.key is not None]
+                return WarmupReport(took_s, steps, worthwhile, paused_s, min(buckets_s, default=math.inf))
         late = next(step for step in steps if step.number == _MOST_PASSES and step.built)
         raise LoadFailed(
             f"warm-up of {self.name} does not come to an end: in pass {_MOST_PASSES}, {late.label} still compiled "

@@ -186,9 +186,10 @@ class Worker:
         if choice.batch:
             started_s = time.monotonic()
             self._executor.execute(session, choice.batch)
-            taken_s = time.monotonic() - started_s
-            known_s = self._batch_s if math.isfinite(self._batch_s) else taken_s
-            self._batch_s = known_s + _WEIGHT * (taken_s - known_s)
+            if choice.batch[0].counts:
+                taken_s = time.monotonic() - started_s
+                known_s = self._batch_s if math.isfinite(self._batch_s) else taken_s
+                self._batch_s = known_s + _WEIGHT * (taken_s - known_s)
 
     def _lend(self, session: Session | None) -> None:
         """Let other threads run ``session``, if they can; None: take it back, which waits for whoever has it."""

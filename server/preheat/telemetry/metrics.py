@@ -108,7 +108,7 @@ class StatisticsCollector(Collector):
         )
         after = CounterMetricFamily(
             "preheat_cold_compiles",
-            "The same after READY, where a request waited for it, and requests that ran uncompiled (kind eager)",
+            "The same after the warm-up, where a request waited for it, and requests that ran uncompiled (kind eager)",
             labels=[*_LABELS, "instance", "kind"],
         )
         for labels, v in versions.items():

@@ -1,6 +1,7 @@
 """A version that is warm is asked on the whole way of a request, before anyone else can; and nobody hears of it."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from preheat.errors import ExecutionFailed
 from preheat.models.handle import Handle
 from preheat.models.loader import Loader, LoadLimits
 from preheat.models.rehearsal import rehearse
+from preheat.scheduling.warming import WarmupReport
 from preheat.tensors import Array, DataType
 
 TWO_INSTANCES = f"{ECHO_CONFIG} instance_group {{ count: 2 }}"
@@ -43,7 +45,7 @@ def load(
     *,
     config: str = ECHO_CONFIG,
     artifact: PartialConfig | None = None,
-    rehearse: Callable[[Handle], None] = rehearse,
+    rehearse: Callable[[Handle, Sequence[WarmupReport]], None] = rehearse,
 ) -> Handle:
     backend = PlannedBackend(lambda _: model, artifact=artifact)
     loader = Loader(lambda _: backend, limits=LoadLimits(100, 10**6, cores=1), observer=events, rehearse=rehearse)
@@ -59,11 +61,12 @@ def close(handle: Handle) -> None:
 def test_each_instance_is_asked_for_the_smallest_bucket_and_nothing_is_counted(
     tmp_path: Path, events: Events, config: str, asked: int
 ) -> None:
-    model, before = Recording(), []
+    model = Recording()
+    before: list[str] = []
 
-    def watched(handle: Handle) -> None:
+    def watched(handle: Handle, reports: Sequence[WarmupReport]) -> None:
         before.extend(model.names)
-        rehearse(handle)
+        rehearse(handle, reports)
 
     handle = load(tmp_path, model, events, config=config, rehearse=watched)
     assert model.names[len(before) :] == ["infer 1"] * asked
@@ -76,11 +79,27 @@ def test_each_instance_is_asked_for_the_smallest_bucket_and_nothing_is_counted(
     assert len(events.seen) == 1
 
 
-def test_a_model_that_takes_long_is_asked_once(tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preheat.models.rehearsal._LONGEST_SECONDS", 0.0)
+@pytest.mark.parametrize("limit", ["_LONGEST_SECONDS", "_MOST_BYTES"])
+def test_a_model_that_takes_long_or_whose_requests_are_large_is_not_asked(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(f"preheat.models.rehearsal.{limit}", 0)
     model = Recording()
     close(load(tmp_path, model, events))
-    assert model.names.count("infer 1") == 2
+    assert model.names.count("infer 1") == 1
+
+
+def test_instances_are_asked_at_the_same_time(tmp_path: Path, events: Events) -> None:
+    """Each worker is held with its question until the other one has one too."""
+    together = threading.Barrier(2)
+
+    def watched(handle: Handle, reports: Sequence[WarmupReport]) -> None:
+        model.do = lambda _: together.wait(PATIENCE_S)
+        rehearse(handle, reports)
+
+    model = Recording()
+    close(load(tmp_path, model, events, config=TWO_INSTANCES, rehearse=watched))
+    assert not together.broken
 
 
 def test_a_model_that_fails_then_is_logged_and_served(
@@ -91,10 +110,10 @@ def test_a_model_that_fails_then_is_logged_and_served(
     def fail(_: Array) -> None:
         raise ExecutionFailed("out of luck")
 
-    def fail_from_now_on(handle: Handle) -> None:
+    def fail_from_now_on(handle: Handle, reports: Sequence[WarmupReport]) -> None:
         model.do = fail
         with caplog.at_level("INFO"):
-            rehearse(handle)
+            rehearse(handle, reports)
 
     handle = load(tmp_path, model, events, rehearse=fail_from_now_on)
     assert "m/1: a request for practice was answered: out of luck" in caplog.text
@@ -105,7 +124,7 @@ def test_a_model_that_fails_then_is_logged_and_served(
 def test_a_rehearsal_that_fails_leaves_nothing_behind(tmp_path: Path, events: Events) -> None:
     model, before = Recording(), threads()
     with pytest.raises(ZeroDivisionError):
-        load(tmp_path, model, events, rehearse=lambda _: raise_(ZeroDivisionError()))
+        load(tmp_path, model, events, rehearse=lambda *_: raise_(ZeroDivisionError()))
     assert model.names[-2:] == ["close session", "close model"]
     assert threads() == before
 
@@ -151,6 +170,6 @@ def test_a_session_that_sees_requests_whole_is_not_asked(tmp_path: Path, events:
         def open(self, instance: Instance) -> Cautious:  # noqa: ARG002 - the same everywhere
             return Cautious()
 
-    handle = load(tmp_path, CautiousModel(), events, artifact=PartialConfig(whole_requests=True))
+    handle = load(tmp_path, CautiousModel(), events)
     assert events.seen == []
     close(handle)

@@ -186,6 +186,19 @@ def test_what_changes_while_it_begins_is_told(
     told.wait_for(["a"])
 
 
+def test_where_the_watch_cannot_begin_it_looks(
+    tmp_path: Path, told: Told, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_many(*_: Path, **__: Any) -> Iterator[object]:
+        raise RuntimeError("Too many open files (os error 24)")
+
+    monkeypatch.setattr("preheat.repository.watching.watchfiles.watch", too_many)
+    watch(tmp_path, poll_s=0.1)
+    rename_in(tmp_path, "a")
+    told.wait_for(["a"])
+    assert "cannot be watched (Too many open files" in caplog.text
+
+
 def test_where_there_are_no_events_it_looks(
     tmp_path: Path, told: Told, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
