@@ -138,8 +138,8 @@ def test_requests_that_cannot_be_finished_in_time_are_told_so(tmp_path: Path, ga
 
 
 def test_a_session_that_never_returns_does_not_keep_the_others_from_ending_well(tmp_path: Path) -> None:
-    # Warm-up runs four batches, so the first request is the fifth.
-    write_model(tmp_path, "stuck", echo_config(extra=NOT_WEIGHED, parameters={"behavior": "hang", "every": 5}))
+    # Warm-up runs four batches, and the server asks four times itself, so the first request is the ninth.
+    write_model(tmp_path, "stuck", echo_config(extra=NOT_WEIGHED, parameters={"behavior": "hang", "every": 9}))
     write_model(tmp_path, "echo", echo_config())
     options = ["--exit-timeout-seconds", "0.3"]
     with (

@@ -282,8 +282,8 @@ def test_a_request_that_is_taken_back_in_the_queue_is_not_executed(gated: Gated)
 def test_a_model_that_hangs_keeps_nobody_waiting_whose_call_was_read_with_its_own(
     tmp_path: Path, transport: str
 ) -> None:
-    # Warm-up runs four batches, so the first request is the fifth.
-    write_model(tmp_path, "stuck", echo_config(extra=NOT_WEIGHED, parameters={"behavior": "hang", "every": 5}))
+    # Warm-up runs four batches, and the server asks four times itself, so the first request is the ninth.
+    write_model(tmp_path, "stuck", echo_config(extra=NOT_WEIGHED, parameters={"behavior": "hang", "every": 9}))
     others = [f"echo{number}" for number in range(8)]
     for name in others:
         write_model(tmp_path, name, echo_config())
