@@ -150,10 +150,7 @@ def stored_requests(name: str, completed: CompletedConfiguration) -> Sequence[In
 
 def _as_clients_send(row: Array, rows: int, name: str, completed: CompletedConfiguration) -> Array:
     """``rows`` times a sample's row, which is in the model's shape."""
-    batched = completed.client_signature.batches
-    array = np.stack([row] * rows) if batched else row
-    reshape = completed.reshapes.get(name)
-    return array if reshape is None else reshape.to_client(array, batched=batched)
+    return completed.as_clients_send(name, np.stack([row] * rows) if completed.signature.batches else row)
 
 
 def made_up_requests(name: str, signature: Signature) -> Iterator[InferRequest]:

@@ -18,7 +18,7 @@ from preheat.repository.completion import CompletedConfiguration
 from preheat.scheduling.pending import Answer
 from preheat.scheduling.warming import WarmupReport
 from preheat.scheduling.warmup import smallest_row
-from preheat.tensors import Array, Tensors, to_raw
+from preheat.tensors import Tensors, to_raw
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,11 @@ class _Question:
             if not isinstance(answer, InferResponse):
                 raise answer
             encode_response(answer)
-        except (QueueFull, RequestTimeout):
-            pass  # the model's queue is short, or its patience: as configured
         except ServingError as exc:
-            # Clients may see the same, or ask for less: the largest answers fit shared memory only.
-            log.info("%s: a request for practice was answered: %s", self._name, reason_of(exc))
+            # A short queue, or little patience, is as configured. Of others clients may see the same, or ask for less:
+            # the largest answers fit shared memory only.
+            level = logging.DEBUG if isinstance(exc, QueueFull | RequestTimeout) else logging.INFO
+            log.log(level, "%s: a request for practice was answered: %s", self._name, reason_of(exc))
         finally:
             self._answered.set()
         return answer
@@ -84,12 +84,7 @@ def _message(completed: CompletedConfiguration, row: Tensors) -> bytes:
     request = pb.ModelInferRequest(model_name=completed.configuration.name)
     types = {spec.name: spec.datatype.value for spec in completed.client_signature.inputs}
     for name, array in row.items():
-        sent = _as_clients_send(completed, name, array)
+        sent = completed.as_clients_send(name, array)
         request.inputs.add(name=name, datatype=types[name], shape=sent.shape)
         request.raw_input_contents.append(to_raw(sent))
     return request.SerializeToString()
-
-
-def _as_clients_send(completed: CompletedConfiguration, name: str, array: Array) -> Array:
-    reshape = completed.reshapes.get(name)
-    return array if reshape is None else reshape.to_client(array, batched=completed.signature.batches)

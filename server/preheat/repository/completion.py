@@ -41,6 +41,11 @@ class CompletedConfiguration:
     proto: pb.ModelConfig
     origins: Mapping[str, str]
 
+    def as_clients_send(self, name: str, array: Array) -> Array:
+        """What is in the model's shape (with batch axis) in the one in which clients have that tensor: a view."""
+        reshape = self.reshapes.get(name)
+        return array if reshape is None else reshape.to_client(array, batched=self.signature.batches)
+
 
 def complete(configuration: ModelConfiguration, artifact: PartialConfig) -> CompletedConfiguration:
     """Merge what the file and the artifact say. Raises InvalidConfig where they disagree or neither says enough."""

@@ -22,7 +22,17 @@ from tests.unit.builders import (
     threads,
 )
 
-from preheat.backend import Dimension, Instance, Model, Outcome, PartialConfig, RequestSession, TensorSpec
+from preheat.backend import (
+    Dimension,
+    Instance,
+    Model,
+    Outcome,
+    PartialConfig,
+    Request,
+    RequestSession,
+    Response,
+    TensorSpec,
+)
 from preheat.errors import ExecutionFailed
 from preheat.models.handle import Handle
 from preheat.models.loader import Loader, LoadLimits
@@ -162,14 +172,16 @@ def test_the_sizes_are_the_smallest_buckets(tmp_path: Path, events: Events) -> N
 
 
 def test_a_session_that_sees_requests_whole_is_not_asked(tmp_path: Path, events: Events) -> None:
+    asked: list[Request] = []
+
     class Cautious(RequestSession):
-        def execute(self, requests: object) -> list[Outcome]:
-            raise AssertionError(requests)
+        def execute(self, requests: Sequence[Request]) -> list[Outcome]:
+            asked.extend(requests)
+            return [Response({"y": each.inputs["x"]}) for each in requests]
 
     class CautiousModel(Model):
         def open(self, instance: Instance) -> Cautious:  # noqa: ARG002 - the same everywhere
             return Cautious()
 
-    handle = load(tmp_path, CautiousModel(), events)
-    assert events.seen == []
-    close(handle)
+    close(load(tmp_path, CautiousModel(), events))
+    assert asked == []
