@@ -99,6 +99,20 @@ def test_a_malformed_request_raises_is_counted_and_gets_no_reply(tmp_path: Path)
     assert (replies.answers, failures(events)) == ([], [FailureReason.OTHER])
 
 
+def test_of_a_request_that_does_not_count_nothing_is_told(tmp_path: Path) -> None:
+    events, failing = Events(), Recording()
+    with serving(tmp_path, failing, events=events) as handle:
+        with pytest.raises(InvalidRequest, match="missing required"):
+            handle.submit(request(), Replies(), counts=False)
+        answered, failed = Replies(), Replies()
+        handle.submit(asking(1), answered, counts=False)
+        assert isinstance(answered.wait(), InferResponse)
+        failing.do = lambda _: raise_(ExecutionFailed("out of luck"))
+        handle.submit(asking(1), failed, counts=False)
+        assert isinstance(failed.wait(), ExecutionFailed)
+    assert events.seen == []
+
+
 def test_a_request_beyond_the_queue_is_answered_with_that_and_counted_as_rejected(tmp_path: Path) -> None:
     events, gate = Events(), Gate()
     with serving(tmp_path, Recording(do=gate), events=events, max_queue_requests=1) as handle:
